@@ -1,0 +1,50 @@
+-- What the tables stand on: defaults and small computations that name no table.
+
+create or replace function pgrecall.clock()
+returns timestamptz
+language sql
+volatile
+parallel safe
+set search_path = ''
+as $$
+    select pg_catalog.clock_timestamp();
+$$;
+comment on function pgrecall.clock() is
+    'The only clock that pgrecall reads: the time of the database server. Called by every routine that compares with, or records, the present. A test replaces it to move time.';
+
+create or replace function pgrecall.new_id()
+returns text
+language sql
+volatile
+parallel safe
+set search_path = ''
+as $$
+    -- A random uuid (version 4) whose first six bytes become the milliseconds since 1970, and whose version nibble
+    -- goes from 0100 to 0111: that is a version 7 uuid (RFC 9562), made without an extension on any server.
+    select encode(
+        set_bit(set_bit(
+            overlay(
+                uuid_send(gen_random_uuid())
+                placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                from 1 for 6
+            ),
+            52, 1), 53, 1),
+        'hex'
+    )::uuid::text;
+$$;
+comment on function pgrecall.new_id() is
+    'A new time-ordered uuid (version 7) as text: the default id of recalls and messages.';
+
+create or replace function pgrecall.microseconds(moment timestamptz)
+returns bigint
+language sql
+immutable
+strict
+parallel safe
+set search_path = ''
+as $$
+    -- extract() gives numeric, so nothing is rounded.
+    select (extract(epoch from moment) * 1000000)::bigint;
+$$;
+comment on function pgrecall.microseconds(timestamptz) is
+    'Microseconds since 1970-01-01 00:00 UTC, exact: the form in which times travel in notifications and in the register armed_until.';

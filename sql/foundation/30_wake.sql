@@ -1,0 +1,151 @@
+-- Waking sleepers: the trigger functions of session_recalls.
+--
+-- A recall is *eligible* while its due_at is set; due_at is a generated column, so the trigger, the claim and every
+-- worker's timer mean the same rows by construction. Whatever must not run for now leaves the eligible set by an
+-- UPDATE (due_at becomes null or later) and comes back by one, which announces it again.
+--
+-- Two things make it safe to stay silent for most rows (docs/wake-up.md has the argument in full):
+--   * the wake-up lock, advisory key 8099568234633718892 ('pgrecall' as a big-endian number): a producer holds it
+--     shared from its decision to its commit; a worker that reads the earliest due time holds it exclusively, so it
+--     sees every row whose producer decided before, and every later producer sees what that worker wrote down;
+--   * the register, the sequence armed_until: microseconds since 1970 by which every sleeping worker wakes up anyway.
+--     It is a sequence because a sequence is read in place, not through a snapshot: a REPEATABLE READ producer sees
+--     the present.
+
+create or replace function pgrecall._announce_due()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+    v_due bigint;
+    v_told bigint;
+begin
+    -- Tested here and not in the trigger's WHEN: that is parsed again by every statement and costs more.
+    if new.due_at is null then
+        return null;
+    end if;
+    if tg_op = 'UPDATE' then
+        if old.due_at <= new.due_at then
+            return null;
+        end if;
+    end if;
+    v_due := extract(epoch from new.due_at) * 1000000;
+
+    -- This transaction has announced a time that is no later: one message wakes for both.
+    v_told := nullif(current_setting('pgrecall.told', true), '');
+    if v_told <= v_due then
+        return null;
+    end if;
+
+    -- Never wait for the lock: a producer must not hang behind a worker. Refused means "decide nothing, announce".
+    if pg_try_advisory_xact_lock_shared(8099568234633718892) then
+        -- The common road: every sleeper wakes up before this recall is due. (Null after a crash: announce.)
+        if v_due >= pg_sequence_last_value('pgrecall.armed_until') then
+            return null;
+        end if;
+        -- An earlier eligible row has woken everybody who matters already. Only READ COMMITTED sees the present here,
+        -- in a statement of its own. Strictly earlier: equal rows of one statement would silence each other. Within a
+        -- second: any subset is safe, and this one never walks far over dead index entries.
+        if current_setting('transaction_isolation') = 'read committed' then
+            perform
+            from pgrecall.session_recalls as earlier
+            where earlier.due_at < new.due_at
+                and earlier.due_at > new.due_at - interval '1 second'
+            order by earlier.due_at desc
+            limit 1;
+            if found then
+                return null;
+            end if;
+        end if;
+    end if;
+
+    -- At most two messages for a transaction however many rows: the first names its time, the second says "look now".
+    if v_told is not null then
+        v_due := 0;
+    end if;
+    perform set_config('pgrecall.told', v_due::text, true);
+    perform pg_notify('pgrecall', 'due ' || v_due);
+    return null;
+end;
+$$;
+comment on function pgrecall._announce_due() is
+    'Wakes the workers if this row is due before they would wake by themselves. Called by the triggers announce_insert and announce_update at commit. Locks: the wake-up lock, shared, never waiting. Notifies: channel pgrecall, payload ''due <microseconds since 1970>'', where 0 means look now.';
+
+create or replace function pgrecall._before_recall_update()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+begin
+    new.updated_at := pgrecall.clock();
+    if old.run_id is null then
+        -- A new time, or a finished recall set back to pending, asks for a new occurrence: earlier attempts, backoff
+        -- and deferral were about the old one. finish() moves recurring recalls itself, and they hold a run until then.
+        if new.trigger_at is distinct from old.trigger_at
+            or (new.status = 'pending' and old.status in ('fired', 'failed', 'cancelled'))
+        then
+            new.attempt := 0;
+            new.not_before := null;
+            new.defer_reason := null;
+        end if;
+    elsif new.run_id = old.run_id and old.status = 'running' and new.status <> 'running' then
+        -- Somebody other than the run's own worker ended it (finish() clears run_id in the same statement). The worker
+        -- keeps the session until it says that the agent has stopped, so that nothing else runs there meanwhile.
+        perform pg_notify('pgrecall', 'stop ' || old.run_id);
+    end if;
+    return new;
+end;
+$$;
+comment on function pgrecall._before_recall_update() is
+    'Keeps updated_at, starts a new occurrence when trigger_at is changed, and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+
+create or replace function pgrecall._after_recall_delete()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+begin
+    -- The run is told to stop; until it has, or for the length of a usual lease, its session stays taken.
+    perform pg_notify('pgrecall', 'stop ' || old.run_id);
+    update pgrecall.sessions
+    set held_until = pgrecall.clock() + interval '30 seconds'
+    where sessions.id = old.session_id
+        and sessions.run_id = old.run_id;
+    insert into pgrecall.recall_runs (
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+    )
+    select
+        old.run_id, old.id, old.session_id, old.nominal_at, old.claimed_at, pgrecall.clock(), old.worker_id,
+        old.attempt, 'interrupted', 'recall deleted'
+    from pgrecall.sessions
+    where sessions.id = old.session_id;
+    return null;
+end;
+$$;
+comment on function pgrecall._after_recall_delete() is
+    'Stops the run of a recall that is deleted, and records it. Called by the trigger recall_delete for rows that are running. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+
+create or replace function pgrecall._after_recalls_truncate()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+begin
+    perform pg_notify('pgrecall', 'stop all');
+    update pgrecall.sessions
+    set held_until = pgrecall.clock() + interval '30 seconds'
+    where sessions.run_id is not null;
+    return null;
+end;
+$$;
+comment on function pgrecall._after_recalls_truncate() is
+    'Stops all runs when session_recalls is truncated. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';

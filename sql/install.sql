@@ -1,0 +1,25 @@
+-- Installs pgrecall into the current database, or upgrades it. Safe to run again, and by two at once.
+--
+--     psql -v ON_ERROR_STOP=1 -f sql/install.sql
+--
+-- One transaction: all of it happens or nothing. foundation/ and routines/ hold the one current definition of each
+-- function and are replaced on every run; a file of migrations/ runs once. `pgrecall migrate` runs the same files.
+
+\set QUIET on
+\set ON_ERROR_STOP on
+begin;
+\ir migrations/0000_bookkeeping.sql
+\ir foundation/10_base.sql
+\ir foundation/20_cron.sql
+\ir foundation/30_wake.sql
+select not exists (select from pgrecall.migrations where version = 1) as needed \gset
+\if :needed
+    \ir migrations/0001_initial.sql
+\endif
+\ir routines/10_version.sql
+\ir routines/40_schedule.sql
+\ir routines/50_claim.sql
+\ir routines/60_outcome.sql
+\ir routines/70_messages.sql
+commit;
+\echo 'pgrecall is installed: select pgrecall.schema_version();'

@@ -1,0 +1,297 @@
+-- The tables of the first release.
+
+insert into pgrecall.migrations (version, name) values (1, 'initial');
+
+create sequence pgrecall.run_ids as bigint;
+comment on sequence pgrecall.run_ids is
+    'Numbers runs. A later run has a higher number, so the number of a run is also the fencing token of its claim.';
+
+-- The register of the wake-up protocol (foundation/30_wake.sql). Its start value means "nobody is armed: announce".
+create sequence pgrecall.armed_until as bigint minvalue 0 maxvalue 253402300800000000 start 253402300800000000;
+comment on sequence pgrecall.armed_until is
+    'Microseconds since 1970 by which every sleeping worker wakes up anyway; a recall due later needs no notification. Written by workers only; never set it by hand while workers run.';
+
+do $$
+begin
+    -- Not worth the write-ahead log; PostgreSQL 14 has no unlogged sequences, and there a logged one is right too.
+    if current_setting('server_version_num')::integer >= 150000 then
+        execute 'alter sequence pgrecall.armed_until set unlogged';
+    end if;
+end $$;
+
+create table pgrecall.sessions (
+    id text primary key
+        constraint session_id_must_have_1_to_255_characters check (length(id) between 1 and 255),
+    user_id text,
+    created_at timestamptz not null default now(),
+    run_id bigint,
+    held_until timestamptz,
+    has_waiting boolean not null default false,
+    metadata jsonb not null default '{}'
+) with (fillfactor = 80);
+comment on table pgrecall.sessions is
+    'Conversations: the unit that an agent works in. At most one run has a session at a time.';
+comment on column pgrecall.sessions.user_id is
+    'The owner: list_recalls(user_id => …) shows the recalls of the sessions that carry this value.';
+comment on column pgrecall.sessions.run_id is
+    'The run that has the session to itself now; null: free. Set by claim(), cleared by finish() or when the run''s worker is found dead.';
+comment on column pgrecall.sessions.held_until is
+    'If set: run_id no longer counts after this time. Used when the recall of a run was deleted, so that nobody is left to clear it.';
+comment on column pgrecall.sessions.has_waiting is
+    'A recall was deferred because the session was taken; whoever frees the session makes it due again.';
+comment on column pgrecall.sessions.metadata is 'For the host; pgrecall does not read it.';
+
+create table pgrecall.session_messages (
+    session_id text not null
+        constraint session_messages_session_exists references pgrecall.sessions (id) on delete cascade,
+    position bigint generated always as identity,
+    id text not null default pgrecall.new_id()
+        constraint message_id_must_have_1_to_512_characters check (length(id) between 1 and 512),
+    role text not null
+        constraint message_role_must_not_be_empty check (role <> ''),
+    content text not null,
+    in_history boolean not null default true,
+    in_context boolean not null default true,
+    metadata jsonb not null default '{}',
+    created_at timestamptz not null default now(),
+    primary key (session_id, position),
+    constraint message_id_is_unique_in_its_session unique (session_id, id)
+);
+comment on table pgrecall.session_messages is
+    'The default history store: what was said in a session (in_history) and what its model is given (in_context), in the order of position. Rows are only ever added by pgrecall, so concurrent writers lose nothing.';
+comment on column pgrecall.session_messages.position is 'Order within the session. Numbers are not consecutive.';
+comment on column pgrecall.session_messages.id is
+    'The message''s name within its session. A writer that tries again with the same id adds nothing: the message of an occurrence is recall:<recall id>:<nominal time>.';
+comment on column pgrecall.session_messages.role is 'system, user, assistant, tool, or what the host''s framework calls it.';
+comment on column pgrecall.session_messages.in_history is 'Shown to people as part of the conversation.';
+comment on column pgrecall.session_messages.in_context is
+    'Given to the model. A host that summarises sets it to false on old messages and adds a summary with in_history = false.';
+comment on column pgrecall.session_messages.metadata is
+    'Free for the host; pgrecall writes {"recall_id", "run_id"} on the messages it adds.';
+
+create table pgrecall.session_recalls (
+    id text primary key default pgrecall.new_id()
+        constraint recall_id_must_have_1_to_255_characters check (length(id) between 1 and 255),
+    session_id text not null
+        constraint session_of_recall_must_exist references pgrecall.sessions (id) on delete cascade,
+    call_type text not null default 'once'
+        constraint call_type_must_be_once_recurring_or_immediate check (call_type in ('once', 'recurring', 'immediate')),
+    trigger_at timestamptz not null default now()
+        constraint trigger_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (trigger_at >= '0001-01-02 00:00:00+00' and trigger_at < '9999-12-31 00:00:00+00'),
+    interval_seconds integer
+        constraint interval_seconds_must_be_greater_than_zero check (interval_seconds > 0),
+    internal_comment text,
+    additional_context_message text not null
+        constraint additional_context_message_must_not_be_empty
+            check (btrim(additional_context_message, E' \t\r\n') <> '')
+        constraint additional_context_message_must_be_at_most_65536_characters
+            check (length(additional_context_message) <= 65536),
+    status text not null default 'pending'
+        constraint status_must_be_pending_running_fired_failed_or_cancelled
+            check (status in ('pending', 'running', 'fired', 'failed', 'cancelled')),
+    created_at timestamptz not null default now()
+        constraint created_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (created_at >= '0001-01-02 00:00:00+00' and created_at < '9999-12-31 00:00:00+00'),
+    updated_at timestamptz not null default now()
+        constraint updated_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (updated_at >= '0001-01-02 00:00:00+00' and updated_at < '9999-12-31 00:00:00+00'),
+
+    cron text
+        constraint cron_must_be_a_valid_expression check (cron is null or pgrecall.cron_error(cron) is null),
+    time_zone text
+        constraint time_zone_must_be_an_iana_name
+            check (time_zone is null or pgrecall.time_zone_error(time_zone) is null),
+    end_at timestamptz
+        constraint end_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (end_at >= '0001-01-02 00:00:00+00' and end_at < '9999-12-31 00:00:00+00'),
+    max_attempts integer not null default 3
+        constraint max_attempts_must_be_greater_than_zero check (max_attempts > 0),
+    timeout_seconds integer
+        constraint timeout_seconds_must_be_greater_than_zero check (timeout_seconds > 0),
+    idempotency_key text
+        constraint idempotency_key_must_have_1_to_255_characters check (length(idempotency_key) between 1 and 255),
+    metadata jsonb not null default '{}',
+
+    nominal_at timestamptz,
+    attempt integer not null default 0,
+    not_before timestamptz
+        constraint not_before_must_be_a_finite_time_in_the_years_1_to_9999
+            check (not_before >= '0001-01-02 00:00:00+00' and not_before < '9999-12-31 00:00:00+00'),
+    deferrals integer not null default 0,
+    defer_reason text,
+    run_id bigint,
+    worker_id text,
+    claimed_at timestamptz,
+    last_error text,
+    due_at timestamptz generated always as (
+        case when status in ('pending', 'running') and run_id is null then greatest(trigger_at, not_before) end
+    ) stored,
+
+    constraint recurring_recall_needs_interval_seconds_or_cron
+        check (call_type <> 'recurring' or interval_seconds is not null or cron is not null),
+    constraint interval_seconds_and_cron_exclude_each_other
+        check (interval_seconds is null or cron is null),
+    constraint cron_needs_a_time_zone
+        check (cron is null or time_zone is not null)
+) with (fillfactor = 80);
+comment on table pgrecall.session_recalls is
+    'Recalls: at trigger_at, put additional_context_message into the session and run its agent. A plain INSERT of session_id, trigger_at and additional_context_message is a complete request; UPDATE and DELETE work at any time.';
+comment on column pgrecall.session_recalls.call_type is
+    'once; recurring (again and again, by interval_seconds or cron); immediate (a once that is wanted now).';
+comment on column pgrecall.session_recalls.trigger_at is
+    'The nominal time of the next occurrence. Changing it reschedules, also while the recall runs. Retries and deferrals do not change it.';
+comment on column pgrecall.session_recalls.interval_seconds is
+    'Seconds between the occurrences of a recurring recall, counted on its own grid: a late run does not move the next one.';
+comment on column pgrecall.session_recalls.internal_comment is 'For people; never shown to the model.';
+comment on column pgrecall.session_recalls.additional_context_message is 'What the agent is told, 1 to 65,536 characters.';
+comment on column pgrecall.session_recalls.status is
+    'pending: waits for its time. running: started and not ended (without a run_id: between two attempts). fired: ended well. failed: given up, see last_error. cancelled: by request; a run that is under way is told to stop.';
+comment on column pgrecall.session_recalls.updated_at is 'Set on every UPDATE, whoever makes it.';
+comment on column pgrecall.session_recalls.cron is
+    'Five-field cron expression for a recurring recall, read in time_zone; see cron_next().';
+comment on column pgrecall.session_recalls.time_zone is 'IANA name, for example Europe/Paris; required with cron.';
+comment on column pgrecall.session_recalls.end_at is 'No occurrence of a recurring recall after this time; null: no end.';
+comment on column pgrecall.session_recalls.max_attempts is
+    'How many runs an occurrence may take, counting those whose worker died.';
+comment on column pgrecall.session_recalls.timeout_seconds is
+    'Wall-clock limit of one run in seconds; null: the worker''s own (600 by default).';
+comment on column pgrecall.session_recalls.idempotency_key is
+    'Caller''s name for the request, unique within the session: schedule_recall() with a known key returns the recall that has it.';
+comment on column pgrecall.session_recalls.metadata is 'For the host; the run sees it in current_recall().';
+comment on column pgrecall.session_recalls.nominal_at is 'The nominal time of the occurrence that runs now or ran last.';
+comment on column pgrecall.session_recalls.attempt is
+    'Runs started for the present occurrence; 0 before the first and after it has ended.';
+comment on column pgrecall.session_recalls.not_before is
+    'No run before this time although trigger_at has come: a retry''s backoff or a deferral. Null: trigger_at decides.';
+comment on column pgrecall.session_recalls.deferrals is 'How often the present occurrence was put off because its session was taken.';
+comment on column pgrecall.session_recalls.defer_reason is
+    'Why not_before is set, if the session was taken; cleared when it is freed. Null for a retry''s backoff.';
+comment on column pgrecall.session_recalls.run_id is
+    'The run that has this recall now, and its fencing token: finish() with any other number changes nothing. Null: nobody has it. A cancelled recall keeps it until its run has stopped.';
+comment on column pgrecall.session_recalls.worker_id is 'The worker that has run_id, see workers; its lease covers the claim.';
+comment on column pgrecall.session_recalls.claimed_at is 'When run_id began.';
+comment on column pgrecall.session_recalls.last_error is 'The error of the latest run that failed; null after a success.';
+comment on column pgrecall.session_recalls.due_at is
+    'When a worker must look at this recall: null while it is ended or in a run. This column alone decides who is eligible: for the trigger, the claim and every worker''s timer.';
+
+create index recalls_due on pgrecall.session_recalls (due_at) where due_at is not null;
+comment on index pgrecall.recalls_due is 'Serves claim() and the earliest due time: eligible rows only.';
+create unique index one_pending_recall_per_session on pgrecall.session_recalls (session_id)
+    where status = 'pending' or (status = 'running' and call_type = 'recurring');
+comment on index pgrecall.one_pending_recall_per_session is
+    'One pending recall for a session. A running recurring one will come back, so it counts; a running one-shot does not, so that an agent can schedule its next recall from inside its run.';
+create unique index one_run_per_recall_and_token on pgrecall.session_recalls (run_id) where run_id is not null;
+comment on index pgrecall.one_run_per_recall_and_token is 'Serves looking up what runs now; small, since it holds running rows only.';
+create index recalls_of_session on pgrecall.session_recalls (session_id, trigger_at);
+comment on index pgrecall.recalls_of_session is 'Serves list_recalls() by session and the cascade from sessions.';
+create unique index idempotency_key_is_unique_in_its_session on pgrecall.session_recalls (session_id, idempotency_key)
+    where idempotency_key is not null;
+comment on index pgrecall.idempotency_key_is_unique_in_its_session is 'Makes a repeated request find the recall of the first.';
+
+create table pgrecall.recall_runs (
+    id bigint primary key default nextval('pgrecall.run_ids'),
+    recall_id text not null,
+    session_id text not null
+        constraint session_of_run_must_exist references pgrecall.sessions (id) on delete cascade,
+    nominal_at timestamptz not null,
+    started_at timestamptz,
+    finished_at timestamptz not null,
+    lateness interval generated always as (started_at - nominal_at) stored,
+    worker_id text,
+    attempt integer not null default 0,
+    outcome text not null
+        constraint outcome_is_known check (
+            outcome in ('success', 'silent', 'error', 'timeout', 'interrupted', 'lost', 'skipped', 'missed')
+        ),
+    reason text,
+    reply text,
+    error text,
+    usage jsonb,
+    occurrences integer not null default 1
+        constraint occurrences_is_positive check (occurrences > 0),
+    refused_at timestamptz
+);
+comment on table pgrecall.recall_runs is
+    'The ledger: one row for each run that ended, and one for each occurrence that did not run, with its reason. A run under way is a row of session_recalls with a run_id. Kept when the recall is deleted, deleted with the session.';
+comment on column pgrecall.recall_runs.id is 'The run_id of the claim.';
+comment on column pgrecall.recall_runs.recall_id is 'The recall; it may have been deleted since.';
+comment on column pgrecall.recall_runs.nominal_at is 'The time that the occurrence was wanted for.';
+comment on column pgrecall.recall_runs.started_at is 'When the claim was made; null: it did not run.';
+comment on column pgrecall.recall_runs.lateness is 'started_at minus nominal_at; for a retry this includes the backoff.';
+comment on column pgrecall.recall_runs.attempt is '1 for the first run of an occurrence; 0: it did not run.';
+comment on column pgrecall.recall_runs.outcome is
+    'success; silent (success with nothing to say); error; timeout; interrupted (told to stop: cancelled, deleted, worker shut down); lost (its worker died or lost its lease); skipped (by request, or its session was gone); missed (its time passed while the occurrence before it was late or still running).';
+comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need one.';
+comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
+comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
+comment on column pgrecall.recall_runs.occurrences is
+    'How many nominal times this row stands for: more than 1 only for a row that sums up the tail of a long outage.';
+comment on column pgrecall.recall_runs.refused_at is
+    'When the worker of a lost run came back with an outcome and was refused; null: it never did.';
+create index runs_of_recall on pgrecall.recall_runs (recall_id, id);
+comment on index pgrecall.runs_of_recall is 'Serves the history of one recall.';
+create index runs_of_session on pgrecall.recall_runs (session_id, id);
+comment on index pgrecall.runs_of_session is 'Serves the history of one session and the cascade from sessions.';
+
+create table pgrecall.workers (
+    id text primary key,
+    started_at timestamptz not null default now(),
+    seen_at timestamptz not null default now(),
+    lease_until timestamptz,
+    concurrency integer not null,
+    host text,
+    pid integer,
+    version text
+) with (fillfactor = 50);
+comment on table pgrecall.workers is
+    'Worker processes. A worker''s lease covers all its claims: one row to renew however many runs. Rows of workers that ended without saying so disappear by themselves.';
+comment on column pgrecall.workers.seen_at is 'When the worker last spoke; an idle one speaks once a minute.';
+comment on column pgrecall.workers.lease_until is
+    'Until when its claims are its own. Null: it has none. Passed: the next worker to look gives its claims back. It begins only in a transaction that claims a due recall and only ever moves later, so it never becomes the earliest time of all unannounced.';
+comment on column pgrecall.workers.concurrency is 'Its slots: how many runs it does at once.';
+
+-- Deferred to the commit: the wake-up lock is then held for the commit only, however long the transaction was.
+create constraint trigger announce_insert
+after insert on pgrecall.session_recalls
+deferrable initially deferred
+for each row
+execute function pgrecall._announce_due();
+comment on trigger announce_insert on pgrecall.session_recalls is
+    'Wakes the workers if the new recall is due before they would wake by themselves.';
+
+create constraint trigger announce_update
+after update on pgrecall.session_recalls
+deferrable initially deferred
+for each row
+execute function pgrecall._announce_due();
+comment on trigger announce_update on pgrecall.session_recalls is
+    'Wakes the workers if the recall has become due, or due earlier than before.';
+
+create trigger recall_update
+before update on pgrecall.session_recalls
+for each row
+execute function pgrecall._before_recall_update();
+comment on trigger recall_update on pgrecall.session_recalls is
+    'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled.';
+
+create trigger recall_delete
+after delete on pgrecall.session_recalls
+for each row
+when (old.run_id is not null)
+execute function pgrecall._after_recall_delete();
+comment on trigger recall_delete on pgrecall.session_recalls is 'Stops the run of a deleted recall and records it.';
+
+create trigger recalls_truncate
+after truncate on pgrecall.session_recalls
+for each statement
+execute function pgrecall._after_recalls_truncate();
+comment on trigger recalls_truncate on pgrecall.session_recalls is 'Stops all runs when the table is truncated.';
+
+-- Also rows that come by logical replication, or from a session with session_replication_role = replica, are due.
+alter table pgrecall.session_recalls
+    enable always trigger announce_insert,
+    enable always trigger announce_update,
+    enable always trigger recall_update,
+    enable always trigger recall_delete,
+    enable always trigger recalls_truncate;

@@ -1,0 +1,467 @@
+-- What callers do with recalls: ask for one, look at them, change them. Each function has a method of the same name
+-- and parameters in Python, and each is what a plain INSERT, UPDATE or SELECT would do, with kinder errors.
+--
+-- SQLSTATEs raised here, one exception class each in Python:
+--   PR001 the session has a pending recall    PR002 no such session    PR003 no such recall
+--   PR004 the recall's status does not allow it                        PR005 an argument makes no sense
+
+create or replace function pgrecall._next_occurrence(recall pgrecall.session_recalls, after timestamptz)
+returns timestamptz
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    v_next timestamptz;
+    v_step interval;
+begin
+    if recall.call_type <> 'recurring' then
+        return null;
+    end if;
+    if recall.cron is not null then
+        begin
+            v_next := pgrecall.cron_next(recall.cron, recall.time_zone, after);
+        exception
+            when invalid_parameter_value then
+                -- A zone that a server upgrade has dropped. One such recall must not stop a worker's batch: it has no
+                -- further occurrence, and the log says why.
+                raise warning 'recall % has no next occurrence: %', recall.id, sqlerrm;
+        end;
+    else
+        v_step := make_interval(secs => recall.interval_seconds);
+        -- Grid points are trigger_at + n * step; the first one strictly after `after`, and never trigger_at itself.
+        v_next := recall.trigger_at + v_step * greatest(
+            floor(extract(epoch from after - recall.trigger_at) / recall.interval_seconds) + 1, 1
+        )::double precision;
+    end if;
+    if v_next > recall.end_at or v_next >= '9999-12-31 00:00:00+00' then
+        return null;
+    end if;
+    return v_next;
+end;
+$$;
+comment on function pgrecall._next_occurrence(pgrecall.session_recalls, timestamptz) is
+    'The first occurrence strictly after the given time on the recall''s own schedule; null if it has none (not recurring, or past its end_at). Called by finish, skip_next_recall and mark_fired.';
+
+create or replace function pgrecall._missing_recall(recall_id text)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+    raise exception 'no recall with id %', quote_nullable(left(recall_id, 255))
+        using errcode = 'PR003', hint = 'list_recalls() shows the ids.';
+end;
+$$;
+comment on function pgrecall._missing_recall(text) is 'Raises PR003 for an unknown recall id.';
+
+create or replace function pgrecall.schedule_recall(
+    session_id text,
+    additional_context_message text,
+    trigger_at timestamptz default null,
+    call_type text default null,
+    interval_seconds integer default null,
+    internal_comment text default null,
+    id text default null,
+    cron text default null,
+    time_zone text default null,
+    end_at timestamptz default null,
+    max_attempts integer default null,
+    timeout_seconds integer default null,
+    idempotency_key text default null,
+    metadata jsonb default null
+)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_call_type text;
+    v_trigger_at timestamptz := schedule_recall.trigger_at;
+    v_recall pgrecall.session_recalls;
+    v_constraint text;
+    v_detail text;
+begin
+    v_call_type := coalesce(
+        schedule_recall.call_type,
+        case
+            when schedule_recall.interval_seconds is not null or schedule_recall.cron is not null then 'recurring'
+            else 'once'
+        end
+    );
+    if schedule_recall.cron is not null then
+        if pgrecall.cron_error(schedule_recall.cron) is not null then
+            raise exception '%', pgrecall.cron_error(schedule_recall.cron)
+                using errcode = 'PR005', hint = 'For example ''0 9 * * mon-fri''.';
+        elsif schedule_recall.time_zone is null then
+            raise exception 'cron % needs a time_zone', quote_literal(left(schedule_recall.cron, 100))
+                using errcode = 'PR005', hint = 'For example time_zone => ''Europe/Paris'', or ''UTC''.';
+        elsif pgrecall.time_zone_error(schedule_recall.time_zone) is not null then
+            raise exception '%', pgrecall.time_zone_error(schedule_recall.time_zone)
+                using errcode = 'PR005', hint = 'Use an IANA name such as ''Europe/Paris''.';
+        end if;
+        v_trigger_at := coalesce(
+            v_trigger_at,
+            pgrecall.cron_next(schedule_recall.cron, schedule_recall.time_zone, pgrecall.clock())
+        );
+        if v_trigger_at is null then
+            raise exception 'cron % names no time in the coming years', quote_literal(left(schedule_recall.cron, 100))
+                using errcode = 'PR005', hint = 'Its day and month never meet, as in ''0 9 31 2 *''.';
+        end if;
+    end if;
+    v_trigger_at := coalesce(v_trigger_at, pgrecall.clock());
+    if not isfinite(v_trigger_at) then
+        raise exception 'trigger_at is %, which is not a time', v_trigger_at
+            using errcode = 'PR005', hint = 'Give a finite time, or nothing for now.';
+    end if;
+
+    if schedule_recall.idempotency_key is not null then
+        select known.*
+        into v_recall
+        from pgrecall.session_recalls as known
+        where known.session_id = schedule_recall.session_id
+            and known.idempotency_key = schedule_recall.idempotency_key;
+        if found then
+            return v_recall;
+        end if;
+    end if;
+
+    insert into pgrecall.session_recalls (
+        id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
+        cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata
+    )
+    values (
+        coalesce(schedule_recall.id, pgrecall.new_id()),
+        schedule_recall.session_id,
+        v_call_type,
+        v_trigger_at,
+        schedule_recall.interval_seconds,
+        schedule_recall.internal_comment,
+        schedule_recall.additional_context_message,
+        schedule_recall.cron,
+        schedule_recall.time_zone,
+        schedule_recall.end_at,
+        coalesce(schedule_recall.max_attempts, 3),
+        schedule_recall.timeout_seconds,
+        schedule_recall.idempotency_key,
+        coalesce(schedule_recall.metadata, '{}')
+    )
+    returning * into v_recall;
+    return v_recall;
+exception
+    when unique_violation then
+        get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
+        if v_constraint = 'one_pending_recall_per_session' then
+            raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
+                using
+                    errcode = 'PR001',
+                    constraint = v_constraint,
+                    detail = schedule_recall.session_id,
+                    hint = 'Cancel it with cancel_recall(), or move it with reschedule().';
+        elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
+            -- Somebody else's request with this key was committed after we looked.
+            select known.*
+            into v_recall
+            from pgrecall.session_recalls as known
+            where known.session_id = schedule_recall.session_id
+                and known.idempotency_key = schedule_recall.idempotency_key;
+            if found then
+                return v_recall;
+            end if;
+            raise;
+        else
+            raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
+                using errcode = 'PR005', constraint = v_constraint, detail = v_detail, hint = 'Leave id out for a new one.';
+        end if;
+    when foreign_key_violation then
+        raise exception 'no session with id %', quote_literal(schedule_recall.session_id)
+            using
+                errcode = 'PR002',
+                detail = schedule_recall.session_id,
+                hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
+end;
+$$;
+comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb) is
+    'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument. Notifies: at commit, if this is due before the workers would wake.';
+
+create or replace function pgrecall._end_recall(recall pgrecall.session_recalls, new_status text, reason text)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+begin
+    update pgrecall.session_recalls
+    set status = _end_recall.new_status
+    where session_recalls.id = (_end_recall.recall).id
+    returning * into v_recall;
+    -- While a run has the recall, the run's own end is recorded by finish(). Otherwise an occurrence ends here.
+    if v_recall.run_id is null then
+        insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+        values (
+            v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(),
+            case when _end_recall.new_status = 'fired' then 'success' else 'skipped' end, _end_recall.reason
+        );
+    end if;
+    return v_recall;
+end;
+$$;
+comment on function pgrecall._end_recall(pgrecall.session_recalls, text, text) is
+    'Gives a locked recall its last status and records the occurrence that will not run. Called by cancel_recall, mark_cancelled and mark_fired.';
+
+create or replace function pgrecall.cancel_recall(session_id text)
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+begin
+    select pending.*
+    into v_recall
+    from pgrecall.session_recalls as pending
+    where pending.session_id = cancel_recall.session_id
+        and (pending.status = 'pending' or (pending.status = 'running' and pending.call_type = 'recurring'))
+    for update;
+    if not found then
+        return false;
+    end if;
+    perform pgrecall._end_recall(v_recall, 'cancelled', 'cancelled');
+    return true;
+end;
+$$;
+comment on function pgrecall.cancel_recall(text) is
+    'Cancels the pending recall of a session; false if it has none. A recurring recall counts as pending while it runs: its run is told to stop. Called by anyone. Notifies: stop, if it runs.';
+
+create or replace function pgrecall.skip_next_recall(session_id text)
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+    v_next timestamptz;
+begin
+    select pending.*
+    into v_recall
+    from pgrecall.session_recalls as pending
+    where pending.session_id = skip_next_recall.session_id
+        and pending.status = 'pending'
+        and pending.call_type = 'recurring'
+        and pending.run_id is null
+    for update;
+    if not found then
+        return false;
+    end if;
+    v_next := pgrecall._next_occurrence(v_recall, v_recall.trigger_at);
+    if v_next is null then
+        perform pgrecall._end_recall(v_recall, 'cancelled', 'skipped by request; it was the last occurrence');
+        return true;
+    end if;
+    insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+    values (v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(), 'skipped', 'skipped by request');
+    update pgrecall.session_recalls
+    set trigger_at = v_next
+    where session_recalls.id = v_recall.id;
+    return true;
+end;
+$$;
+comment on function pgrecall.skip_next_recall(text) is
+    'Moves the pending recurring recall of a session one occurrence on along its own schedule and records the one left out; false if the session has no such recall. A recall whose last occurrence is skipped is cancelled.';
+
+create or replace function pgrecall.reschedule(recall_id text, new_trigger_at timestamptz)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+begin
+    if new_trigger_at is null or not isfinite(new_trigger_at) then
+        raise exception 'new_trigger_at is %, which is not a time', coalesce(new_trigger_at::text, 'null')
+            using errcode = 'PR005', hint = 'Give a finite time, for example now() + interval ''1 hour''.';
+    end if;
+    update pgrecall.session_recalls
+    set trigger_at = new_trigger_at
+    where session_recalls.id = reschedule.recall_id
+        and session_recalls.status in ('pending', 'running')
+    returning * into v_recall;
+    if found then
+        return v_recall;
+    end if;
+    select known.*
+    into v_recall
+    from pgrecall.session_recalls as known
+    where known.id = reschedule.recall_id;
+    if not found then
+        perform pgrecall._missing_recall(reschedule.recall_id);
+    end if;
+    raise exception 'recall % is %, so it cannot be rescheduled', quote_literal(v_recall.id), v_recall.status
+        using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can; schedule a new one.';
+end;
+$$;
+comment on function pgrecall.reschedule(text, timestamptz) is
+    'Moves a pending recall to another time and returns it; a recurring one goes on from there. A running one runs again at that time. Raises: PR003 no such recall, PR004 it has ended, PR005 not a finite time. Notifies: at commit, if it became due before the workers would wake.';
+
+create or replace function pgrecall.mark_fired(recall_id text)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+    v_next timestamptz;
+begin
+    select known.*
+    into v_recall
+    from pgrecall.session_recalls as known
+    where known.id = mark_fired.recall_id
+    for update;
+    if not found then
+        perform pgrecall._missing_recall(mark_fired.recall_id);
+    elsif v_recall.status = 'fired' then
+        return v_recall;
+    elsif v_recall.status not in ('pending', 'running') then
+        raise exception 'recall % is %, so it cannot be marked as fired', quote_literal(v_recall.id), v_recall.status
+            using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
+    end if;
+    v_next := pgrecall._next_occurrence(v_recall, greatest(v_recall.trigger_at, pgrecall.clock()));
+    if v_next is null then
+        return pgrecall._end_recall(v_recall, 'fired', 'marked as fired');
+    end if;
+    if v_recall.run_id is null then
+        insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+        values (v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(), 'success', 'marked as fired');
+    end if;
+    update pgrecall.session_recalls
+    set trigger_at = v_next,
+        status = 'pending',
+        last_error = null
+    where session_recalls.id = v_recall.id
+    returning * into v_recall;
+    return v_recall;
+end;
+$$;
+comment on function pgrecall.mark_fired(text) is
+    'Records that the caller took care of a pending recall itself: it becomes fired, a recurring one goes on to its next time. A run under way is told to stop. Marking a fired recall again changes nothing. Raises: PR003 no such recall, PR004 it is failed or cancelled.';
+
+create or replace function pgrecall.mark_cancelled(recall_id text)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+begin
+    select known.*
+    into v_recall
+    from pgrecall.session_recalls as known
+    where known.id = mark_cancelled.recall_id
+    for update;
+    if not found then
+        perform pgrecall._missing_recall(mark_cancelled.recall_id);
+    elsif v_recall.status = 'cancelled' then
+        return v_recall;
+    elsif v_recall.status not in ('pending', 'running') then
+        raise exception 'recall % is %, so it cannot be cancelled', quote_literal(v_recall.id), v_recall.status
+            using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
+    end if;
+    return pgrecall._end_recall(v_recall, 'cancelled', 'cancelled');
+end;
+$$;
+comment on function pgrecall.mark_cancelled(text) is
+    'Cancels one recall by its id, pending or running; a run under way is told to stop. Cancelling a cancelled recall changes nothing. Raises: PR003 no such recall, PR004 it is fired or failed. Notifies: stop, if it runs.';
+
+create or replace function pgrecall.list_recalls(
+    session_id text default null,
+    user_id text default null,
+    is_admin boolean default false,
+    "limit" integer default 50,
+    "offset" integer default 0
+)
+returns setof pgrecall.session_recalls
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+    if list_recalls.session_id is null and list_recalls.user_id is null and is_admin is not true then
+        raise exception 'list_recalls needs a session_id, a user_id or is_admin'
+            using errcode = 'PR005', hint = 'For everything: list_recalls(is_admin => true).';
+    elsif "limit" is null or "limit" < 0 or "offset" is null or "offset" < 0 then
+        raise exception 'limit is % and offset is %, but both must be 0 or more',
+            coalesce("limit"::text, 'null'), coalesce("offset"::text, 'null')
+            using errcode = 'PR005', hint = 'The defaults are 50 and 0.';
+    end if;
+    return query
+    select recall.*
+    from pgrecall.session_recalls as recall
+    where (list_recalls.session_id is null or recall.session_id = list_recalls.session_id)
+        and (
+            is_admin is true
+            or list_recalls.user_id is null
+            or recall.session_id in (
+                select owned.id
+                from pgrecall.sessions as owned
+                where owned.user_id = list_recalls.user_id
+            )
+        )
+    order by recall.trigger_at desc, recall.id desc
+    limit "limit"
+    offset "offset";
+end;
+$$;
+comment on function pgrecall.list_recalls(text, text, boolean, integer, integer) is
+    'Recalls, newest trigger_at first: with user_id those of the sessions that user owns, with is_admin all, with session_id alone that session''s; session_id narrows either. Raises: PR005 if none of the three is given.';
+
+create or replace function pgrecall.get_pending_recalls(before timestamptz)
+returns setof pgrecall.session_recalls
+language sql
+stable
+set search_path = ''
+as $$
+    select recall.*
+    from pgrecall.session_recalls as recall
+    where recall.status = 'pending'
+        and recall.due_at <= before
+    order by recall.due_at, recall.id;
+$$;
+comment on function pgrecall.get_pending_recalls(timestamptz) is
+    'Pending recalls that are due at or before the given time (see session_recalls.due_at), earliest first. Looking claims nothing.';
+
+create or replace function pgrecall.get_next_trigger_at()
+returns timestamptz
+language sql
+stable
+set search_path = ''
+as $$
+    select min(recall.due_at)
+    from pgrecall.session_recalls as recall
+    where recall.status = 'pending'
+        and recall.due_at is not null;
+$$;
+comment on function pgrecall.get_next_trigger_at() is
+    'When the next pending recall is due (its trigger_at, or later if it waits for a retry or a taken session); null: none is pending.';
+
+create or replace function pgrecall.get_pending_session_ids(session_ids text[])
+returns setof text
+language sql
+stable
+set search_path = ''
+as $$
+    select distinct recall.session_id
+    from pgrecall.session_recalls as recall
+    where recall.session_id = any(session_ids)
+        and recall.status = 'pending';
+$$;
+comment on function pgrecall.get_pending_session_ids(text[]) is
+    'Those of the given sessions that have a pending recall.';

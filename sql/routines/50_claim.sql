@@ -1,0 +1,510 @@
+-- What a worker does while it waits for work and holds it.
+--
+-- Lock order, kept by every routine that waits for more than one row: recall, then session, then worker. claim() never
+-- waits for a row at all: it skips what is locked and comes back.
+
+create or replace function pgrecall._lock_for_peek(wait_milliseconds integer)
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+    if pg_try_advisory_xact_lock(8099568234633718892) then
+        return true;
+    elsif wait_milliseconds <= 0 then
+        return false;
+    end if;
+    -- Wait in line for a moment. Without a line, two busy producers that overlap would keep every worker out for ever;
+    -- with it, producers that come meanwhile are refused, and announce themselves.
+    perform set_config('lock_timeout', wait_milliseconds::text, true);
+    begin
+        perform pg_advisory_xact_lock(8099568234633718892);
+    exception
+        when lock_not_available or deadlock_detected then
+            perform set_config('lock_timeout', '0', true);
+            return false;
+    end;
+    perform set_config('lock_timeout', '0', true);
+    return true;
+end;
+$$;
+comment on function pgrecall._lock_for_peek(integer) is
+    'Takes the wake-up lock exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
+
+create or replace function pgrecall._free_session(session_id text, run_id bigint)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_has_waiting boolean;
+begin
+    select taken.has_waiting
+    into v_has_waiting
+    from pgrecall.sessions as taken
+    where taken.id = _free_session.session_id
+        and taken.run_id = _free_session.run_id
+    for no key update;
+    if not found then
+        return;
+    end if;
+    update pgrecall.sessions
+    set run_id = null,
+        held_until = null,
+        has_waiting = false
+    where sessions.id = _free_session.session_id;
+    if v_has_waiting then
+        -- A recall that somebody is changing right now is left alone: waiting for it could deadlock, and it is tried
+        -- again at not_before anyway.
+        update pgrecall.session_recalls
+        set not_before = null,
+            defer_reason = null
+        where session_recalls.id in (
+            select deferred.id
+            from pgrecall.session_recalls as deferred
+            where deferred.session_id = _free_session.session_id
+                and deferred.defer_reason is not null
+                and deferred.due_at is not null
+            for no key update skip locked
+        );
+    end if;
+end;
+$$;
+comment on function pgrecall._free_session(text, bigint) is
+    'Ends the hold that a run has on its session and makes recalls that were deferred because of it due at once. Called by finish and _expire_leases. Locks: the session row. Notifies: through the deferred recalls.';
+
+create or replace function pgrecall._give_back(recall_id text, new_attempt integer, new_not_before timestamptz)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+    -- Back to pending, unless the session got another pending recall meanwhile (an agent may schedule one from inside
+    -- its run): then it stays running with nobody running it, and is due all the same. Another pending recall that is
+    -- not committed yet would make the unique index wait for its transaction, which may take long.
+    perform set_config('lock_timeout', '50', true);
+    begin
+        update pgrecall.session_recalls
+        set status = case when status = 'running' then 'pending' else status end,
+            run_id = null,
+            worker_id = null,
+            claimed_at = null,
+            attempt = new_attempt,
+            not_before = new_not_before,
+            defer_reason = null
+        where session_recalls.id = _give_back.recall_id;
+    exception
+        when unique_violation or lock_not_available or deadlock_detected then
+            update pgrecall.session_recalls
+            set run_id = null,
+                worker_id = null,
+                claimed_at = null,
+                attempt = new_attempt,
+                not_before = new_not_before,
+                defer_reason = null
+            where session_recalls.id = _give_back.recall_id;
+    end;
+    perform set_config('lock_timeout', '0', true);
+end;
+$$;
+comment on function pgrecall._give_back(text, integer, timestamptz) is
+    'Makes a claimed recall eligible again from new_not_before on (null: at once), with the given count of attempts. Called by finish and _expire_leases, which hold its row lock. Notifies: through the trigger announce_update.';
+
+create or replace function pgrecall._retry_delay(attempt integer)
+returns interval
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+    select least(interval '5 seconds' * (2 ^ least(attempt - 1, 16)), interval '10 minutes');
+$$;
+comment on function pgrecall._retry_delay(integer) is
+    'The backoff after the given attempt: 5, 10, 20 … seconds, at most 10 minutes. Called by finish when the caller names none.';
+
+create or replace function pgrecall._end_lost_run(recall pgrecall.session_recalls)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_error text;
+begin
+    v_error := format('worker %s was lost during attempt %s', recall.worker_id, recall.attempt);
+    insert into pgrecall.recall_runs (
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+    )
+    values (
+        recall.run_id, recall.id, recall.session_id, recall.nominal_at, recall.claimed_at, pgrecall.clock(),
+        recall.worker_id, recall.attempt, 'lost', 'its worker''s lease ended'
+    )
+    on conflict (id) do nothing;
+    if recall.status = 'running' and recall.attempt >= recall.max_attempts then
+        perform pgrecall._end_occurrence(recall, 'failed', v_error);
+    else
+        perform pgrecall._give_back(recall.id, recall.attempt, null);
+    end if;
+    perform pgrecall._free_session(recall.session_id, recall.run_id);
+end;
+$$;
+comment on function pgrecall._end_lost_run(pgrecall.session_recalls) is
+    'Ends a run whose worker has lost its lease: recorded as lost, then due again at once while attempts are left. Called by _expire_leases, which holds the row lock.';
+
+create or replace function pgrecall._expire_leases(for_worker text)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_now timestamptz := pgrecall.clock();
+    v_expired text[];
+    v_recall pgrecall.session_recalls;
+begin
+    -- A worker's row is locked first and its claims are looked up by a later statement: a claim that it is committing
+    -- right now is then either seen, or holds this lock and is skipped.
+    select array_agg(worker.id)
+    into v_expired
+    from (
+        select w.id
+        from pgrecall.workers as w
+        where (w.lease_until is not null or w.seen_at < v_now - interval '5 minutes')
+            and w.id <> for_worker
+        for update skip locked
+    ) as worker;
+
+    for v_recall in
+        select claimed.*
+        from pgrecall.session_recalls as claimed
+        join pgrecall.workers as w on w.id = claimed.worker_id
+        where claimed.run_id is not null
+            and w.id = any(v_expired)
+            and w.lease_until <= v_now
+        for no key update of claimed
+    loop
+        perform pgrecall._end_lost_run(v_recall);
+    end loop;
+
+    -- Leases that cover nothing any more end too, so that nobody wakes up for them one by one.
+    update pgrecall.workers
+    set lease_until = null
+    where workers.id = any(v_expired)
+        and workers.lease_until is not null
+        and not exists (
+            select
+            from pgrecall.session_recalls as claimed
+            where claimed.run_id is not null
+                and claimed.worker_id = workers.id
+        );
+    delete from pgrecall.workers
+    where workers.id = any(v_expired)
+        and workers.lease_until is null
+        and workers.seen_at < v_now - interval '5 minutes';
+end;
+$$;
+comment on function pgrecall._expire_leases(text) is
+    'Gives back the claims of other workers whose lease has passed, and forgets workers not seen for five minutes. Called by claim when some lease has passed. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
+
+create or replace function pgrecall.claim(
+    worker_id text,
+    up_to integer,
+    lease interval default interval '30 seconds',
+    inject boolean default true
+)
+returns table (
+    now_at timestamptz,
+    next_due_at timestamptz,
+    settled boolean,
+    run_id bigint,
+    recall_id text,
+    session_id text,
+    user_id text,
+    call_type text,
+    nominal_at timestamptz,
+    next_at timestamptz,
+    attempt integer,
+    max_attempts integer,
+    deferrals integer,
+    timeout_seconds integer,
+    additional_context_message text,
+    internal_comment text,
+    metadata jsonb,
+    defer_reason text
+)
+language plpgsql
+volatile
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := pgrecall.clock();
+    v_claimed pgrecall.session_recalls[] := '{}';
+    v_deferred pgrecall.session_recalls[] := '{}';
+    v_looked integer := 0;
+    v_made_due boolean := false;
+    v_settled boolean := false;
+    v_next timestamptz;
+    v_next_lease timestamptz;
+    v_armed bigint;
+begin
+    if claim.up_to is null or claim.up_to < 0 then
+        raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null') using errcode = 'PR005';
+    end if;
+    if exists (
+        select
+        from pgrecall.workers as w
+        where w.lease_until <= v_now
+            and w.id <> claim.worker_id
+    ) then
+        perform pgrecall._expire_leases(claim.worker_id);
+        v_made_due := true;
+    end if;
+
+    -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
+    --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
+    if claim.up_to > 0 then
+        with due as materialized (
+            select
+                recall.id,
+                recall.session_id,
+                recall.due_at,
+                case
+                    when session.run_id is not null and coalesce(session.held_until, 'infinity') > v_now
+                        then session.run_id
+                end as taken_by
+            from pgrecall.session_recalls as recall
+            join pgrecall.sessions as session on session.id = recall.session_id
+            where recall.due_at <= v_now
+            order by recall.due_at
+            limit claim.up_to
+            for no key update of recall, session skip locked
+        ),
+        ranked as materialized (
+            select
+                due.id,
+                due.session_id,
+                due.taken_by,
+                row_number() over (partition by due.session_id order by due.due_at, due.id) as place
+            from due
+        ),
+        chosen as materialized (
+            select
+                ranked.id,
+                ranked.session_id,
+                nextval('pgrecall.run_ids') as run_id
+            from ranked
+            where ranked.taken_by is null
+                and ranked.place = 1
+        ),
+        claimed as (
+            update pgrecall.session_recalls as recall
+            set status = 'running',
+                run_id = chosen.run_id,
+                worker_id = claim.worker_id,
+                claimed_at = v_now,
+                nominal_at = recall.trigger_at,
+                attempt = recall.attempt + 1,
+                not_before = null,
+                defer_reason = null
+            from chosen
+            where recall.id = chosen.id
+            returning recall.*
+        ),
+        deferred as (
+            update pgrecall.session_recalls as recall
+            set not_before = v_now + interval '60 seconds',
+                deferrals = recall.deferrals + 1,
+                defer_reason = 'session taken by run ' || coalesce(ranked.taken_by, mate.run_id)
+            from ranked
+            left join chosen as mate on mate.session_id = ranked.session_id
+            where recall.id = ranked.id
+                and (ranked.taken_by is not null or ranked.place > 1)
+            returning recall.*
+        ),
+        taken as (
+            update pgrecall.sessions as session
+            set run_id = coalesce(chosen.run_id, session.run_id),
+                held_until = case when chosen.run_id is null then session.held_until end,
+                has_waiting = session.has_waiting or deferred.session_id is not null
+            from (select distinct ranked.session_id from ranked) as touched
+            left join chosen on chosen.session_id = touched.session_id
+            left join (select distinct deferred.session_id from deferred) as deferred
+                on deferred.session_id = touched.session_id
+            where session.id = touched.session_id
+        ),
+        injected as (
+            insert into pgrecall.session_messages (session_id, id, role, content, metadata)
+            select
+                claimed.session_id,
+                pgrecall.occurrence_message_id(claimed.id, claimed.nominal_at),
+                'system',
+                '[Scheduled recall] ' || claimed.additional_context_message,
+                jsonb_build_object('recall_id', claimed.id, 'run_id', claimed.run_id)
+            from claimed
+            where claim.inject
+            on conflict do nothing
+        )
+        select
+            (select count(*) from due),
+            coalesce((select array_agg(claimed order by claimed.nominal_at, claimed.id) from claimed), '{}'),
+            coalesce((select array_agg(deferred) from deferred), '{}')
+        into v_looked, v_claimed, v_deferred;
+        v_made_due := v_made_due or cardinality(v_deferred) > 0;
+    end if;
+
+    -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are.
+    if cardinality(v_claimed) > 0 then
+        insert into pgrecall.workers as w (id, lease_until, concurrency)
+        values (claim.worker_id, v_now + claim.lease, claim.up_to)
+        on conflict (id) do update
+        set seen_at = v_now,
+            lease_until = case
+                when w.lease_until > v_now + claim.lease * 0.66 then w.lease_until
+                else v_now + claim.lease
+            end;
+    end if;
+
+    -- 3. Unless there may be more to take: when is the next one due? Only a look under the wake-up lock, in a
+    --    statement of its own, is sure to have seen everything ("settled"); otherwise the caller looks again soon.
+    --    A worker that has work does not wait for the lock.
+    if v_looked < claim.up_to or claim.up_to = 0 then
+        v_settled := pgrecall._lock_for_peek(case when v_looked > 0 then 0 else 25 end);
+        select min(recall.due_at)
+        into v_next
+        from pgrecall.session_recalls as recall
+        where recall.due_at is not null;
+        if v_settled then
+            v_armed := least(
+                coalesce(greatest(pgrecall.microseconds(v_next), 0), 253402300800000000), 253402300800000000
+            );
+            -- The register may be lowered only to a time that is committed. Recalls that this transaction made due
+            -- later (deferred, given back) are not; those it claimed are out of the eligible set and do no harm.
+            if v_armed > pg_sequence_last_value('pgrecall.armed_until')
+                or (not v_made_due and v_armed is distinct from pg_sequence_last_value('pgrecall.armed_until'))
+            then
+                perform setval('pgrecall.armed_until', v_armed);
+            end if;
+        end if;
+        select min(w.lease_until)
+        into v_next_lease
+        from pgrecall.workers as w
+        where w.lease_until is not null
+            and w.id <> claim.worker_id;
+        v_next := least(v_next, v_next_lease);
+    end if;
+
+    update pgrecall.workers
+    set seen_at = v_now
+    where workers.id = claim.worker_id
+        and workers.seen_at < v_now - interval '30 seconds';
+
+    return query
+    select
+        pgrecall.clock(),
+        v_next,
+        v_settled,
+        one.run_id,
+        one.id,
+        one.session_id,
+        owner.user_id,
+        one.call_type,
+        one.nominal_at,
+        case when one.call_type = 'recurring' then pgrecall._next_occurrence(one, greatest(one.nominal_at, v_now)) end,
+        one.attempt,
+        one.max_attempts,
+        one.deferrals,
+        one.timeout_seconds,
+        one.additional_context_message,
+        one.internal_comment,
+        one.metadata,
+        one.defer_reason
+    from (select 1) as always
+    left join unnest(v_claimed || v_deferred) as one on true
+    left join pgrecall.sessions as owner on owner.id = one.session_id;
+end;
+$$;
+comment on function pgrecall.claim(text, integer, interval, boolean) is
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock.';
+
+create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+    select 'recall:' || recall_id || ':'
+        || to_char(nominal_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+$$;
+comment on function pgrecall.occurrence_message_id(text, timestamptz) is
+    'The id of the message that an occurrence puts into its session: recall:<recall id>:<nominal time in UTC>. The same for every attempt, so that no retry adds it twice.';
+
+create or replace function pgrecall.renew(worker_id text, lease interval default interval '30 seconds')
+returns setof bigint
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+    update pgrecall.workers
+    set seen_at = pgrecall.clock(),
+        lease_until = pgrecall.clock() + renew.lease
+    where workers.id = renew.worker_id
+        and workers.lease_until is not null;
+    return query
+    select held.run_id
+    from pgrecall.session_recalls as held
+    where held.worker_id = renew.worker_id
+        and held.run_id is not null
+        and held.status = 'running';
+end;
+$$;
+comment on function pgrecall.renew(text, interval) is
+    'Prolongs a worker''s lease and returns the runs that are still its own; any other run it thinks it has must stop. Called by a worker that has runs, every third of its lease. Locks: its row in workers, so that it either comes before an expiry or finds its runs gone.';
+
+create or replace function pgrecall.register_worker(
+    worker_id text,
+    concurrency integer,
+    host text default null,
+    pid integer default null,
+    version text default null
+)
+returns timestamptz
+language sql
+volatile
+set search_path = ''
+as $$
+    insert into pgrecall.workers as w (id, concurrency, host, pid, version)
+    values (worker_id, concurrency, host, pid, version)
+    on conflict (id) do update
+    set seen_at = pgrecall.clock(),
+        concurrency = excluded.concurrency,
+        host = excluded.host,
+        pid = excluded.pid,
+        version = excluded.version
+    returning pgrecall.clock();
+$$;
+comment on function pgrecall.register_worker(text, integer, text, integer, text) is
+    'Makes a worker visible in the table workers and returns the server''s time. Called when a worker starts or has reconnected.';
+
+create or replace function pgrecall.unregister_worker(worker_id text)
+returns void
+language sql
+volatile
+set search_path = ''
+as $$
+    delete from pgrecall.workers
+    where workers.id = unregister_worker.worker_id
+        and not exists (
+            select
+            from pgrecall.session_recalls as claimed
+            where claimed.run_id is not null
+                and claimed.worker_id = unregister_worker.worker_id
+        );
+$$;
+comment on function pgrecall.unregister_worker(text) is
+    'Forgets a worker that has stopped. One that still has claims is kept until its lease ends, so that they are given back.';
