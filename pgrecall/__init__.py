@@ -1,0 +1,53 @@
+"""pgrecall lets an AI agent be woken later: a row in Postgres becomes due, and the agent runs in its session."""
+
+from pgrecall.agents import Agent, AgentFactory, CurrentRecall, Retry, current_recall
+from pgrecall.client import RecallScheduler, SyncRecallScheduler
+from pgrecall.errors import (
+    AgentError,
+    InvalidRecallError,
+    RecallError,
+    RecallExistsError,
+    RecallNotFoundError,
+    RecallStateError,
+    SchemaError,
+    SchemaMissingError,
+    SchemaOutdatedError,
+    SchemaTooNewError,
+    SessionNotFoundError,
+    SettingsError,
+)
+from pgrecall.model import Recall, RecallRun
+from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
+from pgrecall.worker import Worker, recall_scheduler_loop
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AgentFactory",
+    "CurrentRecall",
+    "InvalidRecallError",
+    "PostgresSessionStore",
+    "Recall",
+    "RecallError",
+    "RecallExistsError",
+    "RecallNotFoundError",
+    "RecallRun",
+    "RecallScheduler",
+    "RecallStateError",
+    "Retry",
+    "SchemaError",
+    "SchemaMissingError",
+    "SchemaOutdatedError",
+    "SchemaTooNewError",
+    "Session",
+    "SessionNotFoundError",
+    "SessionStore",
+    "SettingsError",
+    "SyncRecallScheduler",
+    "Worker",
+    "__version__",
+    "current_recall",
+    "recall_scheduler_loop",
+]

@@ -1,0 +1,271 @@
+"""The SQL surface: one pure function for each SQL routine, giving the statement, its values and the shape of the answer.
+
+No I/O here. The async and the sync scheduler both run these, so neither can differ from the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from pgrecall.errors import InvalidRecallError
+from pgrecall.model import CallType, ClaimRow, Finished, Recall, RecallRun
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call of a SQL routine.
+
+    Attributes:
+        function: The routine's name in the schema pgrecall.
+        arguments: Its arguments by name.
+        row: A dataclass whose fields are the columns of the answer, or None for a single value.
+    """
+
+    function: str
+    arguments: Mapping[str, Any]
+    row: type[T] | None = None
+
+    @property
+    def statement(self) -> str:
+        """The SELECT that makes the call, with psycopg's named placeholders."""
+        arguments = ", ".join(f'"{name}" => %({name})s' for name in self.arguments)
+        return f"select * from pgrecall.{self.function}({arguments})"
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Leaves out what was not given, so that the SQL default stands."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _aware(name: str, value: datetime | None) -> datetime | None:
+    if value is not None and value.tzinfo is None:
+        raise InvalidRecallError(
+            f"{name} is {value.isoformat()}, which has no time zone",
+            hint=f"Use an aware datetime, for example {name}=datetime.now(UTC) + timedelta(hours=1).",
+        )
+    return value
+
+
+def _text(name: str, value: str | None) -> str | None:
+    """Refuses what PostgreSQL's text cannot hold, before it becomes an error about bytes."""
+    if value is None:
+        return None
+    if "\x00" in value:
+        raise InvalidRecallError(f"{name} contains a NUL character, which PostgreSQL's text cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecallError(f"{name} contains a lone surrogate, which is not a character") from error
+    return value
+
+
+def _integer(name: str, value: int | None) -> int | None:
+    if value is not None and not -(2**31) <= value < 2**31:
+        raise InvalidRecallError(f"{name} is {value}, which is out of range", hint="At most 2147483647.")
+    return value
+
+
+def as_json(value: object) -> str:
+    """JSON text for a jsonb parameter; raises InvalidRecallError for what JSON or jsonb cannot hold."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRecallError(f"not JSON: {error}") from error
+    if "\\u0000" in text:
+        raise InvalidRecallError("a JSON text contains a NUL character, which PostgreSQL cannot hold")
+    return text
+
+
+def schedule_recall(
+    *,
+    session_id: str,
+    additional_context_message: str,
+    call_type: CallType | None,
+    trigger_at: datetime | None,
+    interval_seconds: int | None,
+    internal_comment: str | None,
+    id: str | None,
+    cron: str | None,
+    time_zone: str | None,
+    end_at: datetime | None,
+    max_attempts: int | None,
+    timeout_seconds: int | None,
+    idempotency_key: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> Call[Recall]:
+    """`pgrecall.schedule_recall`."""
+    return Call(
+        "schedule_recall",
+        {"session_id": _text("session_id", session_id)}
+        | {"additional_context_message": _text("additional_context_message", additional_context_message)}
+        | _given(
+            call_type=_text("call_type", call_type),
+            trigger_at=_aware("trigger_at", trigger_at),
+            interval_seconds=_integer("interval_seconds", interval_seconds),
+            internal_comment=_text("internal_comment", internal_comment),
+            id=_text("id", id),
+            cron=_text("cron", cron),
+            time_zone=_text("time_zone", time_zone),
+            end_at=_aware("end_at", end_at),
+            max_attempts=_integer("max_attempts", max_attempts),
+            timeout_seconds=_integer("timeout_seconds", timeout_seconds),
+            idempotency_key=_text("idempotency_key", idempotency_key),
+            metadata=None if metadata is None else as_json(dict(metadata)),
+        ),
+        Recall,
+    )
+
+
+def cancel_recall(session_id: str) -> Call[bool]:
+    """`pgrecall.cancel_recall`."""
+    return Call("cancel_recall", {"session_id": _text("session_id", session_id)})
+
+
+def skip_next_recall(session_id: str) -> Call[bool]:
+    """`pgrecall.skip_next_recall`."""
+    return Call("skip_next_recall", {"session_id": _text("session_id", session_id)})
+
+
+def reschedule(recall_id: str, new_trigger_at: datetime) -> Call[Recall]:
+    """`pgrecall.reschedule`."""
+    return Call(
+        "reschedule",
+        {
+            "recall_id": _text("recall_id", recall_id),
+            "new_trigger_at": _aware("new_trigger_at", new_trigger_at),
+        },
+        Recall,
+    )
+
+
+def mark_fired(recall_id: str) -> Call[Recall]:
+    """`pgrecall.mark_fired`."""
+    return Call("mark_fired", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def mark_cancelled(recall_id: str) -> Call[Recall]:
+    """`pgrecall.mark_cancelled`."""
+    return Call("mark_cancelled", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def list_recalls(
+    *, session_id: str | None, user_id: str | None, is_admin: bool, limit: int, offset: int
+) -> Call[Recall]:
+    """`pgrecall.list_recalls`."""
+    return Call(
+        "list_recalls",
+        {
+            "session_id": _text("session_id", session_id),
+            "user_id": _text("user_id", user_id),
+            "is_admin": is_admin,
+            "limit": _integer("limit", limit),
+            "offset": _integer("offset", offset),
+        },
+        Recall,
+    )
+
+
+def get_pending_recalls(before: datetime) -> Call[Recall]:
+    """`pgrecall.get_pending_recalls`."""
+    return Call("get_pending_recalls", {"before": _aware("before", before)}, Recall)
+
+
+def get_next_trigger_at() -> Call[datetime]:
+    """`pgrecall.get_next_trigger_at`."""
+    return Call("get_next_trigger_at", {})
+
+
+def get_pending_session_ids(session_ids: Collection[str]) -> Call[str]:
+    """`pgrecall.get_pending_session_ids`."""
+    return Call(
+        "get_pending_session_ids", {"session_ids": [_text("session_ids", session_id) for session_id in session_ids]}
+    )
+
+
+def get_recall(recall_id: str) -> Call[Recall]:
+    """`pgrecall.get_recall`."""
+    return Call("get_recall", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def get_runs(recall_id: str, limit: int) -> Call[RecallRun]:
+    """`pgrecall.get_runs`."""
+    return Call("get_runs", {"recall_id": _text("recall_id", recall_id), "limit": _integer("limit", limit)}, RecallRun)
+
+
+def claim(worker_id: str, up_to: int, lease: timedelta, inject: bool) -> Call[ClaimRow]:
+    """`pgrecall.claim`."""
+    return Call("claim", {"worker_id": worker_id, "up_to": up_to, "lease": lease, "inject": inject}, ClaimRow)
+
+
+def finish(
+    recall_id: str,
+    run_id: int,
+    outcome: str,
+    *,
+    reply: str | None = None,
+    error: str | None = None,
+    reason: str | None = None,
+    usage: Mapping[str, Any] | None = None,
+    retry: bool = False,
+    retry_after: timedelta | None = None,
+    counted: bool = True,
+    append_reply: bool = False,
+) -> Call[Finished]:
+    """`pgrecall.finish`."""
+    return Call(
+        "finish",
+        {"recall_id": recall_id, "run_id": run_id, "outcome": outcome}
+        | _given(
+            reply=_printable(reply),
+            error=_printable(error),
+            reason=_printable(reason),
+            usage=None if usage is None else as_json(dict(usage)),
+            retry=retry,
+            retry_after=retry_after,
+            counted=counted,
+            append_reply=append_reply,
+        ),
+        Finished,
+    )
+
+
+def _printable(text: str | None) -> str | None:
+    """What an agent said, made storable: an outcome must not be lost because of one character in it."""
+    if text is None:
+        return None
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def renew(worker_id: str, lease: timedelta) -> Call[int]:
+    """`pgrecall.renew`."""
+    return Call("renew", {"worker_id": worker_id, "lease": lease})
+
+
+def register_worker(worker_id: str, concurrency: int, host: str, pid: int, version: str) -> Call[datetime]:
+    """`pgrecall.register_worker`."""
+    return Call(
+        "register_worker",
+        {"worker_id": worker_id, "concurrency": concurrency, "host": host, "pid": pid, "version": version},
+    )
+
+
+def unregister_worker(worker_id: str) -> Call[None]:
+    """`pgrecall.unregister_worker`."""
+    return Call("unregister_worker", {"worker_id": worker_id})
+
+
+def append_messages(session_id: str, messages: Sequence[Mapping[str, Any]]) -> Call[int]:
+    """`pgrecall.append_messages`."""
+    return Call("append_messages", {"session_id": _text("session_id", session_id), "messages": as_json(list(messages))})
+
+
+def schema_version() -> Call[int]:
+    """`pgrecall.schema_version`."""
+    return Call("schema_version", {})

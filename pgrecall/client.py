@@ -1,0 +1,432 @@
+"""The schedulers: what callers do with recalls, one method for each SQL function of the same name.
+
+`RecallScheduler` is async, `SyncRecallScheduler` has the same methods for threads. Each method is one line over
+`calls`, so the two cannot drift apart; a test holds their names, parameters and docstrings equal.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Self
+
+import anyio.to_thread
+import psycopg
+
+from pgrecall import calls, database
+from pgrecall.model import CallType, Recall, RecallRun
+
+
+class RecallScheduler:
+    """Schedules and manages recalls.
+
+    The connection pool opens on first use and belongs to the running event loop. Close it with `aclose()`, or use the
+    scheduler as an async context manager.
+
+    Args:
+        dsn: A libpq connection string or URI; None: libpq's own `PG*` variables.
+        pool_size: The most connections to use at once. Default 4.
+
+    Raises:
+        SettingsError: The DSN is not a connection string.
+    """
+
+    def __init__(self, dsn: str | None = None, *, pool_size: int = 4) -> None:
+        self.dsn = database.conninfo(dsn)
+        self.database = database.AsyncDatabase(self.dsn, size=pool_size)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections; using the scheduler again opens new ones."""
+        await self.database.close()
+
+    async def ensure_tables(self) -> None:
+        """Installs the schema if it is missing or older than this package. Safe for many at once.
+
+        Raises:
+            SchemaTooNewError: The schema is newer than this package.
+        """
+        await anyio.to_thread.run_sync(functools.partial(database.ensure, self.dsn))
+
+    async def schedule_recall(
+        self,
+        *,
+        session_id: str,
+        additional_context_message: str,
+        call_type: CallType | None = None,
+        trigger_at: datetime | None = None,
+        interval_seconds: int | None = None,
+        internal_comment: str | None = None,
+        id: str | None = None,
+        cron: str | None = None,
+        time_zone: str | None = None,
+        end_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: int | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Recall:
+        """Asks for an agent run in a session at trigger_at.
+
+        Args:
+            session_id: The session to wake the agent in; it must exist.
+            additional_context_message: What the agent is told, 1 to 65,536 characters.
+            call_type: None: `recurring` if interval_seconds or cron is given, else `once`.
+            trigger_at: An aware datetime. None: now, or the first time of cron.
+            interval_seconds: For a recurring recall: seconds between its occurrences, counted on its own grid.
+            internal_comment: For people; never shown to the model.
+            id: The recall's id. None: a new time-ordered uuid.
+            cron: For a recurring recall: a five-field expression, read in time_zone.
+            time_zone: IANA name such as `Europe/Paris`; required with cron.
+            end_at: No occurrence after this time. None: no end.
+            max_attempts: Runs that an occurrence may take. Default 3.
+            timeout_seconds: Wall-clock limit of one run. None: the worker's.
+            idempotency_key: A second call with the same key and session returns the first one's recall.
+            metadata: JSON for the host; the run sees it in `current_recall()`.
+            connection: The caller's own psycopg connection: the recall joins its transaction.
+
+        Returns:
+            The new recall, or the one that has the idempotency_key.
+
+        Raises:
+            RecallExistsError: The session has a pending recall.
+            SessionNotFoundError: There is no such session.
+            InvalidRecallError: An argument makes no sense.
+        """
+        call = calls.schedule_recall(
+            session_id=session_id,
+            additional_context_message=additional_context_message,
+            call_type=call_type,
+            trigger_at=trigger_at,
+            interval_seconds=interval_seconds,
+            internal_comment=internal_comment,
+            id=id,
+            cron=cron,
+            time_zone=time_zone,
+            end_at=end_at,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_seconds,
+            idempotency_key=idempotency_key,
+            metadata=metadata,
+        )
+        return (await self.database.run(call, connection))[0]
+
+    async def cancel_recall(self, session_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> bool:
+        """Cancels the pending recall of a session; False if it has none.
+
+        A recurring recall counts as pending while it runs: its run is told to stop.
+        """
+        return (await self.database.run(calls.cancel_recall(session_id), connection))[0]
+
+    async def skip_next_recall(
+        self, session_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> bool:
+        """Moves the pending recurring recall of a session one occurrence on along its own schedule.
+
+        Returns:
+            False if the session has no pending recurring recall. The one left out is recorded as `skipped`.
+        """
+        return (await self.database.run(calls.skip_next_recall(session_id), connection))[0]
+
+    async def reschedule(
+        self,
+        recall_id: str,
+        new_trigger_at: datetime,
+        *,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Recall:
+        """Moves a pending recall to another time; a running one runs again at that time.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended.
+            InvalidRecallError: The time is not finite or has no time zone.
+        """
+        return (await self.database.run(calls.reschedule(recall_id, new_trigger_at), connection))[0]
+
+    async def mark_fired(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Records that the caller took care of a recall itself: fired, a recurring one goes on to its next time.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It is failed or cancelled.
+        """
+        return (await self.database.run(calls.mark_fired(recall_id), connection))[0]
+
+    async def mark_cancelled(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Cancels one recall by its id, pending or running; a run under way is told to stop.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It is fired or failed.
+        """
+        return (await self.database.run(calls.mark_cancelled(recall_id), connection))[0]
+
+    async def list_recalls(
+        self,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        is_admin: bool = False,
+        limit: int = 50,
+        offset: int = 0,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Lists recalls, newest trigger_at first.
+
+        Args:
+            session_id: Only this session's; allowed alone.
+            user_id: Who asks: only recalls of sessions this user owns.
+            is_admin: Who asks sees everything.
+            limit: At most so many.
+            offset: Leave out so many first.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of session_id, user_id and is_admin was given.
+        """
+        call = calls.list_recalls(session_id=session_id, user_id=user_id, is_admin=is_admin, limit=limit, offset=offset)
+        return await self.database.run(call, connection)
+
+    async def get_pending_recalls(
+        self, before: datetime, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[Recall]:
+        """Pending recalls due at or before an aware datetime, earliest first. Looking claims nothing."""
+        return await self.database.run(calls.get_pending_recalls(before), connection)
+
+    async def get_next_trigger_at(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> datetime | None:
+        """When the next pending recall is due, in UTC; None: none is pending."""
+        return (await self.database.run(calls.get_next_trigger_at(), connection))[0]
+
+    async def get_pending_session_ids(
+        self, session_ids: Collection[str], *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> set[str]:
+        """Those of the given sessions that have a pending recall."""
+        return set(await self.database.run(calls.get_pending_session_ids(session_ids), connection))
+
+    async def get_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """One recall by its id.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+        """
+        return (await self.database.run(calls.get_recall(recall_id), connection))[0]
+
+    async def get_runs(
+        self, recall_id: str, *, limit: int = 50, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[RecallRun]:
+        """What happened to a recall: its runs and the occurrences that did not run, newest first."""
+        return await self.database.run(calls.get_runs(recall_id, limit), connection)
+
+
+class SyncRecallScheduler:
+    """Schedules and manages recalls, for programs without an event loop.
+
+    The connection pool opens on first use and may be shared by threads. Close it with `close()`, or use the scheduler
+    as a context manager.
+
+    Args:
+        dsn: A libpq connection string or URI; None: libpq's own `PG*` variables.
+        pool_size: The most connections to use at once. Default 4.
+
+    Raises:
+        SettingsError: The DSN is not a connection string.
+    """
+
+    def __init__(self, dsn: str | None = None, *, pool_size: int = 4) -> None:
+        self.dsn = database.conninfo(dsn)
+        self.database = database.SyncDatabase(self.dsn, size=pool_size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections; using the scheduler again opens new ones."""
+        self.database.close()
+
+    def ensure_tables(self) -> None:
+        """Installs the schema if it is missing or older than this package. Safe for many at once.
+
+        Raises:
+            SchemaTooNewError: The schema is newer than this package.
+        """
+        database.ensure(self.dsn)
+
+    def schedule_recall(
+        self,
+        *,
+        session_id: str,
+        additional_context_message: str,
+        call_type: CallType | None = None,
+        trigger_at: datetime | None = None,
+        interval_seconds: int | None = None,
+        internal_comment: str | None = None,
+        id: str | None = None,
+        cron: str | None = None,
+        time_zone: str | None = None,
+        end_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: int | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> Recall:
+        """Asks for an agent run in a session at trigger_at.
+
+        Args:
+            session_id: The session to wake the agent in; it must exist.
+            additional_context_message: What the agent is told, 1 to 65,536 characters.
+            call_type: None: `recurring` if interval_seconds or cron is given, else `once`.
+            trigger_at: An aware datetime. None: now, or the first time of cron.
+            interval_seconds: For a recurring recall: seconds between its occurrences, counted on its own grid.
+            internal_comment: For people; never shown to the model.
+            id: The recall's id. None: a new time-ordered uuid.
+            cron: For a recurring recall: a five-field expression, read in time_zone.
+            time_zone: IANA name such as `Europe/Paris`; required with cron.
+            end_at: No occurrence after this time. None: no end.
+            max_attempts: Runs that an occurrence may take. Default 3.
+            timeout_seconds: Wall-clock limit of one run. None: the worker's.
+            idempotency_key: A second call with the same key and session returns the first one's recall.
+            metadata: JSON for the host; the run sees it in `current_recall()`.
+            connection: The caller's own psycopg connection: the recall joins its transaction.
+
+        Returns:
+            The new recall, or the one that has the idempotency_key.
+
+        Raises:
+            RecallExistsError: The session has a pending recall.
+            SessionNotFoundError: There is no such session.
+            InvalidRecallError: An argument makes no sense.
+        """
+        call = calls.schedule_recall(
+            session_id=session_id,
+            additional_context_message=additional_context_message,
+            call_type=call_type,
+            trigger_at=trigger_at,
+            interval_seconds=interval_seconds,
+            internal_comment=internal_comment,
+            id=id,
+            cron=cron,
+            time_zone=time_zone,
+            end_at=end_at,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_seconds,
+            idempotency_key=idempotency_key,
+            metadata=metadata,
+        )
+        return (self.database.run(call, connection))[0]
+
+    def cancel_recall(self, session_id: str, *, connection: psycopg.Connection[Any] | None = None) -> bool:
+        """Cancels the pending recall of a session; False if it has none.
+
+        A recurring recall counts as pending while it runs: its run is told to stop.
+        """
+        return (self.database.run(calls.cancel_recall(session_id), connection))[0]
+
+    def skip_next_recall(self, session_id: str, *, connection: psycopg.Connection[Any] | None = None) -> bool:
+        """Moves the pending recurring recall of a session one occurrence on along its own schedule.
+
+        Returns:
+            False if the session has no pending recurring recall. The one left out is recorded as `skipped`.
+        """
+        return (self.database.run(calls.skip_next_recall(session_id), connection))[0]
+
+    def reschedule(
+        self,
+        recall_id: str,
+        new_trigger_at: datetime,
+        *,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> Recall:
+        """Moves a pending recall to another time; a running one runs again at that time.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended.
+            InvalidRecallError: The time is not finite or has no time zone.
+        """
+        return (self.database.run(calls.reschedule(recall_id, new_trigger_at), connection))[0]
+
+    def mark_fired(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+        """Records that the caller took care of a recall itself: fired, a recurring one goes on to its next time.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It is failed or cancelled.
+        """
+        return (self.database.run(calls.mark_fired(recall_id), connection))[0]
+
+    def mark_cancelled(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+        """Cancels one recall by its id, pending or running; a run under way is told to stop.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It is fired or failed.
+        """
+        return (self.database.run(calls.mark_cancelled(recall_id), connection))[0]
+
+    def list_recalls(
+        self,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        is_admin: bool = False,
+        limit: int = 50,
+        offset: int = 0,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> list[Recall]:
+        """Lists recalls, newest trigger_at first.
+
+        Args:
+            session_id: Only this session's; allowed alone.
+            user_id: Who asks: only recalls of sessions this user owns.
+            is_admin: Who asks sees everything.
+            limit: At most so many.
+            offset: Leave out so many first.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of session_id, user_id and is_admin was given.
+        """
+        call = calls.list_recalls(session_id=session_id, user_id=user_id, is_admin=is_admin, limit=limit, offset=offset)
+        return self.database.run(call, connection)
+
+    def get_pending_recalls(
+        self, before: datetime, *, connection: psycopg.Connection[Any] | None = None
+    ) -> list[Recall]:
+        """Pending recalls due at or before an aware datetime, earliest first. Looking claims nothing."""
+        return self.database.run(calls.get_pending_recalls(before), connection)
+
+    def get_next_trigger_at(self, *, connection: psycopg.Connection[Any] | None = None) -> datetime | None:
+        """When the next pending recall is due, in UTC; None: none is pending."""
+        return (self.database.run(calls.get_next_trigger_at(), connection))[0]
+
+    def get_pending_session_ids(
+        self, session_ids: Collection[str], *, connection: psycopg.Connection[Any] | None = None
+    ) -> set[str]:
+        """Those of the given sessions that have a pending recall."""
+        return set(self.database.run(calls.get_pending_session_ids(session_ids), connection))
+
+    def get_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+        """One recall by its id.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+        """
+        return (self.database.run(calls.get_recall(recall_id), connection))[0]
+
+    def get_runs(
+        self, recall_id: str, *, limit: int = 50, connection: psycopg.Connection[Any] | None = None
+    ) -> list[RecallRun]:
+        """What happened to a recall: its runs and the occurrences that did not run, newest first."""
+        return self.database.run(calls.get_runs(recall_id, limit), connection)

@@ -1,0 +1,103 @@
+"""The exceptions of pgrecall: one tree, one class for each SQLSTATE that the SQL raises on purpose.
+
+Errors of the driver that are none of these (a server that cannot be reached, a lost connection) stay `psycopg.Error`.
+"""
+
+from __future__ import annotations
+
+
+class RecallError(Exception):
+    """Base of all errors that pgrecall raises.
+
+    Attributes:
+        hint: What to do about it; an empty string if there is nothing to say.
+    """
+
+    sqlstate: str | None = None
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class RecallExistsError(RecallError):
+    """The session already has a pending recall.
+
+    Attributes:
+        session_id: The session.
+    """
+
+    sqlstate = "PR001"
+
+    def __init__(self, message: str, *, session_id: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.session_id = session_id
+
+
+class SessionNotFoundError(RecallError):
+    """There is no session with this id.
+
+    Attributes:
+        session_id: The id that was asked for.
+    """
+
+    sqlstate = "PR002"
+
+    def __init__(self, message: str, *, session_id: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.session_id = session_id
+
+
+class RecallNotFoundError(RecallError):
+    """There is no recall with this id."""
+
+    sqlstate = "PR003"
+
+
+class RecallStateError(RecallError):
+    """The recall's status does not allow what was asked (it has ended, for example)."""
+
+    sqlstate = "PR004"
+
+
+class InvalidRecallError(RecallError):
+    """An argument makes no sense: the message names it and its value.
+
+    Attributes:
+        constraint: Name of the CHECK that refused it, if one did.
+    """
+
+    sqlstate = "PR005"
+
+    def __init__(self, message: str, *, constraint: str | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.constraint = constraint
+
+
+class SchemaError(RecallError):
+    """The schema in the database is not the one this package was made for."""
+
+
+class SchemaMissingError(SchemaError):
+    """The database has no pgrecall schema; run `pgrecall migrate`."""
+
+
+class SchemaOutdatedError(SchemaError):
+    """The schema in the database is older than this package; run `pgrecall migrate`."""
+
+
+class SchemaTooNewError(SchemaError):
+    """The schema in the database is newer than this package; upgrade the package."""
+
+
+class SettingsError(RecallError):
+    """A setting makes no sense: the message names it and its value."""
+
+
+class AgentError(RecallError):
+    """What was given as the agent cannot be used as one."""
+
+
+for _error in list(globals().values()):
+    if isinstance(_error, type) and issubclass(_error, RecallError):
+        _error.__module__ = "pgrecall"

@@ -1,0 +1,104 @@
+"""The shapes of rows: what SQL returns, as frozen dataclasses. No I/O, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+CallType = Literal["once", "recurring", "immediate"]
+Status = Literal["pending", "running", "fired", "failed", "cancelled"]
+Outcome = Literal["success", "silent", "error", "timeout", "interrupted", "lost", "skipped", "missed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """One row of `pgrecall.session_recalls`; `\\d+ pgrecall.session_recalls` in psql says what each column means.
+
+    All times are aware datetimes in UTC.
+    """
+
+    id: str
+    session_id: str
+    call_type: CallType
+    trigger_at: datetime
+    interval_seconds: int | None
+    internal_comment: str | None
+    additional_context_message: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    cron: str | None = None
+    time_zone: str | None = None
+    end_at: datetime | None = None
+    max_attempts: int = 3
+    timeout_seconds: int | None = None
+    idempotency_key: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    nominal_at: datetime | None = None
+    attempt: int = 0
+    not_before: datetime | None = None
+    deferrals: int = 0
+    defer_reason: str | None = None
+    run_id: int | None = None
+    worker_id: str | None = None
+    claimed_at: datetime | None = None
+    last_error: str | None = None
+    due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallRun:
+    """One row of `pgrecall.recall_runs`: a run that ended, or an occurrence that did not run."""
+
+    id: int
+    recall_id: str
+    session_id: str
+    nominal_at: datetime
+    started_at: datetime | None
+    finished_at: datetime
+    lateness: timedelta | None
+    worker_id: str | None
+    attempt: int
+    outcome: Outcome
+    reason: str | None
+    reply: str | None
+    error: str | None
+    usage: dict[str, Any] | None
+    occurrences: int
+    refused_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRow:
+    """One row of `pgrecall.claim()`: when to look again, and a claimed or deferred recall if there is one."""
+
+    now_at: datetime
+    next_due_at: datetime | None
+    settled: bool
+    run_id: int | None
+    recall_id: str | None
+    session_id: str
+    user_id: str | None
+    call_type: CallType
+    nominal_at: datetime
+    next_at: datetime | None
+    attempt: int
+    max_attempts: int
+    deferrals: int
+    timeout_seconds: int | None
+    additional_context_message: str
+    internal_comment: str | None
+    metadata: dict[str, Any]
+    defer_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What `pgrecall.finish()` answers: whether the outcome was taken, and what became of the recall."""
+
+    accepted: bool
+    status: Status | None
+    trigger_at: datetime | None
+    due_at: datetime | None
+    attempt: int | None

@@ -1,0 +1,120 @@
+"""Installs, upgrades and checks the SQL of `sql/`: the same files, in the same order, as `sql/install.sql`."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import psycopg
+
+from pgrecall.errors import SchemaError, SchemaMissingError, SchemaOutdatedError, SchemaTooNewError
+
+#: The version of sql/ that this package was made for; `pgrecall.schema_version()` says the database's.
+SCHEMA_VERSION = 1
+
+BOOKKEEPING = "migrations/0000_bookkeeping.sql"
+
+
+def sql_root() -> Traversable:
+    """The folder with the SQL: inside an installed package, or beside the package in a checkout.
+
+    Raises:
+        SchemaError: The installation is incomplete.
+    """
+    packaged = files("pgrecall") / "sql"
+    if (packaged / "install.sql").is_file():
+        return packaged
+    checkout = Path(__file__).parent.parent / "sql"
+    if (checkout / "install.sql").is_file():
+        return checkout
+    raise SchemaError("this installation of pgrecall has no SQL files", hint="Install it again from its wheel.")
+
+
+def _sorted(folder: str) -> list[str]:
+    return sorted(f"{folder}/{entry.name}" for entry in (sql_root() / folder).iterdir() if entry.name.endswith(".sql"))
+
+
+def _text(name: str) -> str:
+    return (sql_root() / name).read_text(encoding="utf-8")
+
+
+def migrations() -> dict[int, str]:
+    """The run-once files by version, without the bookkeeping file."""
+    found = {int(name.split("/")[1].split("_")[0]): name for name in _sorted("migrations")}
+    del found[0]
+    return found
+
+
+def script_files() -> list[str]:
+    """All files in the order in which a first installation runs them."""
+    return [BOOKKEEPING, *_sorted("foundation"), *migrations().values(), *_sorted("routines")]
+
+
+def script() -> str:
+    """One SQL script for a first installation with any client: no psql commands, one transaction."""
+    return "\n".join(["begin;", *(f"-- {name}\n{_text(name)}" for name in script_files()), "commit;\n"])
+
+
+def install(connection: psycopg.Connection) -> int:
+    """Installs pgrecall into the database of this connection, or upgrades it, in one transaction.
+
+    Safe to run again and by several at once: later ones wait for the first and find nothing left to do.
+
+    Args:
+        connection: Any connection whose user may create the schema; not inside a transaction.
+
+    Returns:
+        How many run-once migrations it applied: 0 if the tables were up to date.
+
+    Raises:
+        SchemaTooNewError: The database was installed by a newer pgrecall.
+        psycopg.Error: The server refused; nothing has changed then.
+    """
+    known = migrations()
+    with connection.transaction():
+        connection.execute(_text(BOOKKEEPING).encode())
+        row = connection.execute("select coalesce(max(version), 0) from pgrecall.migrations").fetchone()
+        installed = int(row[0]) if row else 0
+        if installed > max(known):
+            raise SchemaTooNewError(_too_new(installed), hint="Upgrade the package: pip install -U pgrecall")
+        for name in _sorted("foundation"):
+            connection.execute(_text(name).encode())
+        pending = [name for version, name in sorted(known.items()) if version > installed]
+        for name in pending:
+            connection.execute(_text(name).encode())
+        for name in _sorted("routines"):
+            connection.execute(_text(name).encode())
+    return len(pending)
+
+
+def _too_new(version: int) -> str:
+    return f"the pgrecall schema in the database is version {version}, this package was made for {SCHEMA_VERSION}"
+
+
+def check(version: int | None) -> None:
+    """Compares the database's schema version with this package's.
+
+    Args:
+        version: What `pgrecall.schema_version()` said; None if there is no such function.
+
+    Raises:
+        SchemaMissingError: None was given.
+        SchemaOutdatedError: The database is behind.
+        SchemaTooNewError: The database is ahead.
+    """
+    if version is None:
+        raise SchemaMissingError("the database has no pgrecall schema", hint="Run: pgrecall migrate")
+    if version < SCHEMA_VERSION:
+        raise SchemaOutdatedError(
+            f"the pgrecall schema in the database is version {version}, this package needs {SCHEMA_VERSION}",
+            hint="Run: pgrecall migrate",
+        )
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNewError(_too_new(version), hint="Upgrade the package: pip install -U pgrecall")
+
+
+def included_files() -> list[str]:
+    """The files that install.sql names, in its order: what psql runs. (A test holds it equal to `script_files`.)"""
+    return re.findall(r"^\s*\\ir\s+(\S+)", _text("install.sql"), flags=re.MULTILINE)

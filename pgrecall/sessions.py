@@ -1,0 +1,185 @@
+"""Session history: the two-method store that a host may bring, and the default one in Postgres.
+
+Knows nothing of recalls but the message that a run puts into a session.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from pgrecall import calls
+from pgrecall.client import RecallScheduler
+
+#: A message: `role` and `content`, and optionally `id`, `metadata` and `created_at`.
+Message: TypeAlias = dict[str, Any]
+
+
+class HostSession(Protocol):
+    """What a store's session must offer: lists that messages can be appended to.
+
+    `context`, if the session has it, is the model's context: a list, or an object with a list `messages`.
+    """
+
+    @property
+    def messages(self) -> list[Any]:
+        """The conversation as people see it, oldest first."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Where a host keeps its sessions. Any object with these two coroutine methods."""
+
+    async def get(self, session_id: str) -> Any:
+        """The session (a HostSession), or None if there is none."""
+        ...
+
+    async def save(self, session: Any) -> None:
+        """Stores what was appended to the session."""
+        ...
+
+
+@dataclass(slots=True)
+class Session:
+    """A session of the default store.
+
+    Attributes:
+        id: The session's id.
+        user_id: Its owner, or None.
+        messages: The conversation as people see it, oldest first; append to add.
+        context: What the model is given. Messages in both lists are the same objects.
+    """
+
+    id: str
+    user_id: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    context: list[Message] = field(default_factory=list)
+    _loaded: dict[str, Message] = field(default_factory=dict, repr=False)
+
+
+def put_message(session: HostSession, message: Message) -> bool:
+    """Appends a message to a host's session and to its model context, where it is not there yet.
+
+    Args:
+        session: The host's session.
+        message: A message with an `id`.
+
+    Returns:
+        Whether anything was appended. False: an earlier attempt had put it there.
+    """
+    context = getattr(session, "context", None)
+    targets = [session.messages, getattr(context, "messages", context)]
+    appended = False
+    for target in targets:
+        if isinstance(target, list) and not any(_id(known) == message["id"] for known in target):
+            target.append(message)
+            appended = True
+    return appended
+
+
+def _id(message: Any) -> Any:
+    return message.get("id") if isinstance(message, Mapping) else getattr(message, "id", None)
+
+
+class PostgresSessionStore:
+    """The default store: `pgrecall.sessions` and `pgrecall.session_messages`.
+
+    `save` writes only what was added or changed since `get`, so two writers of one session lose nothing of each other.
+
+    Args:
+        scheduler: Whose connections to use.
+    """
+
+    def __init__(self, scheduler: RecallScheduler) -> None:
+        self.database = scheduler.database
+
+    async def create(self, session_id: str, *, user_id: str | None = None) -> Session:
+        """Makes the session if there is none, and returns it as it is now.
+
+        Args:
+            session_id: 1 to 255 characters.
+            user_id: The owner, for a new session; an existing one keeps its own.
+        """
+        await self.database.query(
+            "insert into pgrecall.sessions (id, user_id) values (%(id)s, %(user_id)s) on conflict (id) do nothing "
+            "returning id",
+            {"id": session_id, "user_id": user_id},
+        )
+        session = await self.get(session_id)
+        assert session is not None  # noqa: S101 (we have just made it)
+        return session
+
+    async def get(self, session_id: str) -> Session | None:
+        """Loads a session with all its messages, in order; None if there is none."""
+        rows = await self.database.query(
+            """
+            select
+                session.user_id,
+                message.id,
+                message.role,
+                message.content,
+                message.metadata,
+                message.created_at,
+                message.in_history,
+                message.in_context
+            from pgrecall.sessions as session
+            left join pgrecall.session_messages as message on message.session_id = session.id
+            where session.id = %(id)s
+            order by message.position
+            """,
+            {"id": session_id},
+        )
+        if not rows:
+            return None
+        session = Session(id=session_id, user_id=rows[0]["user_id"])
+        for row in rows:
+            if row["id"] is None:
+                continue
+            message = {name: row[name] for name in ("id", "role", "content", "metadata", "created_at")}
+            if row["in_history"]:
+                session.messages.append(message)
+            if row["in_context"]:
+                session.context.append(message)
+        session._loaded = {row["id"]: row for row in self._rows(session)}
+        return session
+
+    async def save(self, session: Session) -> None:
+        """Writes the messages that were added or changed since the session was loaded.
+
+        A message without an `id` gets one. One taken out of `context` stays in the history, and the other way round.
+
+        Raises:
+            SessionNotFoundError: The session is gone.
+            InvalidRecallError: A message is not JSON.
+        """
+        rows = self._rows(session)
+        changed = [row for row in rows if session._loaded.get(row["id"]) != row]
+        kept = {row["id"] for row in rows}
+        changed += [
+            {**row, "in_history": False, "in_context": False}
+            for message_id, row in session._loaded.items()
+            if message_id not in kept and (row["in_history"] or row["in_context"])
+        ]
+        if changed:
+            await self.database.run(calls.append_messages(session.id, changed))
+            session._loaded |= {row["id"]: row for row in changed}
+
+    @staticmethod
+    def _rows(session: Session) -> list[Message]:
+        """Every message of the session once, in order, as `append_messages` takes it."""
+        seen: dict[int, Message] = {}
+        history = {id(message) for message in session.messages}
+        context = {id(message) for message in session.context}
+        for message in [*session.messages, *session.context]:
+            if "id" not in message:
+                message["id"] = str(uuid.uuid4())
+            if id(message) not in seen:
+                row = {name: message[name] for name in ("id", "role", "content") if name in message}
+                row["metadata"] = copy.deepcopy(message.get("metadata") or {})
+                row["in_history"] = id(message) in history
+                row["in_context"] = id(message) in context
+                seen[id(message)] = row
+        return list(seen.values())
