@@ -209,6 +209,7 @@ def finish(
     run_id: int,
     outcome: str,
     *,
+    started_at: datetime | None = None,
     reply: str | None = None,
     error: str | None = None,
     reason: str | None = None,
@@ -223,6 +224,7 @@ def finish(
         "finish",
         {"recall_id": recall_id, "run_id": run_id, "outcome": outcome}
         | _given(
+            started_at=started_at,
             reply=_printable(reply),
             error=_printable(error),
             reason=_printable(reason),

@@ -60,7 +60,8 @@ def conninfo(dsn: str | None) -> str:
         raise SettingsError(
             f"not a connection string: {str(error).strip()}", hint="For example postgresql://user@host/database."
         ) from error
-    return make_conninfo(**{**_LIVENESS, **given})
+    completed: dict[str, Any] = {**_LIVENESS, **given}
+    return make_conninfo("", **completed)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ class PostgresSessionStore:
             if "id" not in message:
                 message["id"] = str(uuid.uuid4())
             if id(message) not in seen:
-                row = {name: message[name] for name in ("id", "role", "content") if name in message}
+                row: Message = {name: message[name] for name in ("id", "role", "content") if name in message}
                 row["metadata"] = copy.deepcopy(message.get("metadata") or {})
                 row["in_history"] = id(message) in history
                 row["in_context"] = id(message) in context

@@ -217,7 +217,7 @@ comment on table pgrecall.recall_runs is
 comment on column pgrecall.recall_runs.id is 'The run_id of the claim.';
 comment on column pgrecall.recall_runs.recall_id is 'The recall; it may have been deleted since.';
 comment on column pgrecall.recall_runs.nominal_at is 'The time that the occurrence was wanted for.';
-comment on column pgrecall.recall_runs.started_at is 'When the claim was made; null: it did not run.';
+comment on column pgrecall.recall_runs.started_at is 'When the agent was reached (if it never was: when the claim was made); null: it did not run.';
 comment on column pgrecall.recall_runs.lateness is 'started_at minus nominal_at; for a retry this includes the backoff.';
 comment on column pgrecall.recall_runs.attempt is '1 for the first run of an occurrence; 0: it did not run.';
 comment on column pgrecall.recall_runs.outcome is

@@ -378,9 +378,10 @@ begin
         from pgrecall.session_recalls as recall
         where recall.due_at is not null;
         if v_settled then
-            v_armed := least(
-                coalesce(greatest(pgrecall.microseconds(v_next), 0), 253402300800000000), 253402300800000000
-            );
+            v_armed := case
+                when v_next is null then 253402300800000000
+                else greatest(pgrecall.microseconds(v_next), 0)
+            end;
             -- The register may be lowered only to a time that is committed. Recalls that this transaction made due
             -- later (deferred, given back) are not; those it claimed are out of the eligible set and do no harm.
             if v_armed > pg_sequence_last_value('pgrecall.armed_until')

@@ -94,6 +94,7 @@ create or replace function pgrecall.finish(
     recall_id text,
     run_id bigint,
     outcome text,
+    started_at timestamptz default null,
     reply text default null,
     error text default null,
     reason text default null,
@@ -158,8 +159,9 @@ begin
         error, usage
     )
     values (
-        finish.run_id, v_recall.id, v_recall.session_id, v_recall.nominal_at, v_recall.claimed_at, v_now,
-        v_recall.worker_id, v_recall.attempt, finish.outcome, finish.reason, finish.reply, finish.error, finish.usage
+        finish.run_id, v_recall.id, v_recall.session_id, v_recall.nominal_at,
+        coalesce(finish.started_at, v_recall.claimed_at), v_now, v_recall.worker_id, v_recall.attempt, finish.outcome,
+        finish.reason, finish.reply, finish.error, finish.usage
     );
     if finish.append_reply and btrim(finish.reply, E' \t\r\n') <> '' then
         insert into pgrecall.session_messages (session_id, id, role, content, metadata)
@@ -215,5 +217,5 @@ begin
     where ended.id = v_recall.id;
 end;
 $$;
-comment on function pgrecall.finish(text, bigint, text, text, text, text, jsonb, boolean, interval, boolean, boolean) is
-    'Ends a run: records it in recall_runs, adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure makes a recurring one pending at its next time; any other is tried again after retry_after (null: _retry_delay) if retry is true and attempts are left, else it is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Locks: recall, then session.';
+comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean) is
+    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure makes a recurring one pending at its next time; any other is tried again after retry_after (null: _retry_delay) if retry is true and attempts are left, else it is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Locks: recall, then session.';

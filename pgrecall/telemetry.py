@@ -1,0 +1,31 @@
+"""The closed list of log events. The event name is the message; values are fields, never parts of a sentence.
+
+event                fields
+worker_started       worker_id, concurrency, lease_seconds, timeout_seconds
+worker_stopped       worker_id, runs_given_back
+recall_claimed       recall_id, run_id, session_id, nominal_at, lateness_ms, attempt
+recall_deferred      recall_id, session_id, deferrals, reason
+session_missing      recall_id, run_id, session_id
+recall_fired         recall_id, run_id, session_id, seconds, status, next_trigger_at
+recall_failed        recall_id, run_id, session_id, seconds, outcome, error, status, next_due_at
+recall_rescheduled   recall_id, run_id, session_id, outcome, status, next_due_at (a run that ended without counting)
+run_stopped          recall_id, run_id, session_id, reason (told to stop: cancelled, deleted, worker stopping)
+lease_lost           worker_id, run_ids, reason
+outcome_refused      recall_id, run_id, session_id, outcome
+part_failed          recall_id, part, error (an optional part of an agent could not be opened)
+listener_lost        worker_id, error
+listener_restored    worker_id, seconds
+loop_error           worker_id, error (a look or an outcome failed; looks are tried again, and logged once an outage)
+loop_restored        worker_id, seconds
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import structlog
+
+
+def logger() -> structlog.stdlib.BoundLogger:
+    """The logger of the package, named `pgrecall`; configure structlog to shape or silence it."""
+    return cast("structlog.stdlib.BoundLogger", structlog.get_logger("pgrecall"))

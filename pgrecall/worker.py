@@ -1,0 +1,482 @@
+"""The worker: sleeps until a recall is due, claims while slots are free, and runs agents.
+
+The loop is: forget the alarm, look (one statement: claim and peek), set the alarm to what the look said, wait. A
+notification that arrives during the look makes the alarm earlier and is not forgotten. docs/wake-up.md says why this
+never sleeps past a due recall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import anyio.abc
+import psycopg
+import psycopg_pool
+
+from pgrecall import calls, database
+from pgrecall._lease import LeaseKeeper
+from pgrecall._listener import Alarm, Backoff, Listener, ServerClock
+from pgrecall._runner import Ending, Run, StopReason, run_agent, stopped
+from pgrecall.agents import CurrentRecall, agent_opener, describe
+from pgrecall.client import RecallScheduler
+from pgrecall.errors import RecallError, SettingsError
+from pgrecall.model import ClaimRow
+from pgrecall.sessions import PostgresSessionStore, SessionStore
+from pgrecall.telemetry import logger
+
+_NEVER = timedelta(days=36500)
+
+
+class Worker:
+    """Fires recalls: any number of workers, in any number of processes, share one database.
+
+    Args:
+        dsn: A libpq connection string or URI; None: libpq's own `PG*` variables.
+        agent: What to run: an object with `async run(*, session_id, user_message)`, a function with these parameters,
+            or a factory without parameters that builds one for each run (see AgentFactory).
+        store: The host's own session store. None: the default store in Postgres, which costs no extra statements.
+        concurrency: Slots: how many runs at once. Default 3.
+        lease: For how many seconds a claim is good without a renewal. Default 30. Shorter means a quicker rescue after
+            a crash that nobody could notice, longer means more patience with a slow network.
+        safety_interval: At most so many seconds between two looks, in case a notification was lost. Default 60.
+        timeout: Wall-clock limit of a run in seconds, unless its recall has its own. Default 600.
+        grace: How many seconds a stopping worker lets its runs finish. Default 30.
+        listen_dsn: Where to LISTEN, if `dsn` goes through a transaction pooler.
+
+    Raises:
+        SettingsError: A number makes no sense, or a DSN is not one.
+        AgentError: The agent cannot be used as one.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        agent: Any,
+        store: SessionStore | None = None,
+        concurrency: int = 3,
+        lease: float = 30.0,
+        safety_interval: float = 60.0,
+        timeout: float = 600.0,
+        grace: float = 30.0,
+        listen_dsn: str | None = None,
+    ) -> None:
+        for name, value in (
+            ("concurrency", concurrency),
+            ("lease", lease),
+            ("safety_interval", safety_interval),
+            ("timeout", timeout),
+        ):
+            if not (value > 0 and math.isfinite(value)):
+                raise SettingsError(f"{name} is {value}, but must be greater than 0")
+        self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2)
+        self._database = self._scheduler.database
+        self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
+        self._open_agent = agent_opener(agent)
+        self._host_store = None if isinstance(store, PostgresSessionStore) else store
+        self._concurrency = concurrency
+        self._lease = lease
+        self._safety_interval = safety_interval
+        self._timeout = timeout
+        self._grace = grace
+
+        self._runs: dict[int, Run] = {}
+        self._alarm = Alarm()
+        self._clock = ServerClock()
+        self._slot_freed = anyio.Event()
+        self._settled_at = -math.inf
+        self._stopping = anyio.Event()
+        self._given_back = 0
+
+    async def run(self) -> None:
+        """Fires recalls until `stop()` is called or the task is cancelled.
+
+        Returns after `stop()` when its runs have ended or were given back. Errors while running are logged as
+        `loop_error` and survived.
+
+        Raises:
+            psycopg.Error: The database could not be reached at the start.
+            SchemaError: The schema is missing, older or newer; the hint names the command to run.
+        """
+        loop = asyncio.get_running_loop()
+
+        def on_lost(run_ids: frozenset[int] | None, reason: str) -> None:
+            with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
+                loop.call_soon_threadsafe(self._lost, run_ids, reason)
+
+        lease = LeaseKeeper(self._scheduler.dsn, self.worker_id, self._lease, on_lost)
+        register = calls.register_worker(
+            self.worker_id, self._concurrency, socket.gethostname(), os.getpid(), _version()
+        )
+        listener = Listener(self._listen_dsn, self.worker_id, self._heard, self._look_now)
+        with _unpacked():
+            await self._run_with(register, listener, lease)
+
+    async def _run_with(self, register: calls.Call[datetime], listener: Listener, lease: LeaseKeeper) -> None:
+        try:
+            self._clock.sample((await self._database.run(register))[0])
+            lease.start()
+            async with anyio.create_task_group() as background:
+                await background.start(listener.run)
+                logger().info(
+                    "worker_started",
+                    worker_id=self.worker_id,
+                    concurrency=self._concurrency,
+                    lease_seconds=self._lease,
+                    timeout_seconds=self._timeout,
+                )
+                async with anyio.create_task_group() as runs:
+                    runs.start_soon(self._stop_after_grace)
+                    try:
+                        await self._loop(runs, lease)
+                    finally:
+                        # Cancelled from outside: the runs stop, and what they held is given back at once.
+                        if not self._stopping.is_set():
+                            self._stop_runs("worker stopping")
+                            self._stopping.set()
+                background.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), suppress(psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError):
+                # Nothing is lost if this fails: other workers forget this one after five minutes.
+                async with asyncio.timeout(5):
+                    await self._database.run(calls.unregister_worker(self.worker_id))
+            lease.stop()
+            with anyio.CancelScope(shield=True):
+                await self._scheduler.aclose()
+            logger().info("worker_stopped", worker_id=self.worker_id, runs_given_back=self._given_back)
+
+    def stop(self) -> None:
+        """Stops gracefully: no more claims, runs may finish within the grace period, the rest are given back.
+
+        Called a second time it gives back everything at once. Not thread-safe; use `loop.call_soon_threadsafe`.
+        """
+        if self._stopping.is_set():
+            self._stop_runs("worker stopping")
+        self._stopping.set()
+        self._look_now()
+        self._slot_freed.set()
+
+    # When to look
+
+    def _look_now(self) -> None:
+        self._alarm.no_later_than(time.monotonic())
+
+    def _heard(self, payload: str) -> None:
+        """A notification: `due <microseconds>`, `stop <run_id>` or `stop all`. Raises ValueError for anything else."""
+        kind, _, value = payload.partition(" ")
+        if kind == "due":
+            at = self._clock.monotonic(int(value) / 1e6)
+            if at < self._alarm.at:
+                self._alarm.no_later_than(at)
+            elif time.monotonic() - self._settled_at > 1:
+                # Nobody needed this message, so the register is out of date: one look sets it right, and the
+                # producers of a whole storm of later recalls need not notify any more.
+                self._settled_at = time.monotonic()
+                self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+        elif kind == "stop" and value == "all":
+            self._stop_runs("told to stop")
+        elif kind == "stop":
+            run = self._runs.get(int(value))
+            if run is not None:
+                run.stop("told to stop")
+        else:
+            raise ValueError(payload)
+
+    async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
+        unsettled = Backoff(0.005, 0.2)
+        failing = Backoff(0.1, 10)
+        failing_since: float | None = None
+        while not self._stopping.is_set():
+            free = self._concurrency - len(self._runs)
+            if free <= 0:
+                self._slot_freed = anyio.Event()
+                await self._slot_freed.wait()
+                continue
+            self._alarm.clear()
+            asked_at = time.monotonic()
+            try:
+                rows = await self._look(free)
+            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError, RecallError) as error:
+                # Once for an outage, however many tries it takes.
+                if failing_since is None:
+                    failing_since = asked_at
+                    logger().error("loop_error", worker_id=self.worker_id, error=describe(error))
+                await self._wait_for_database(failing.pause())
+                continue
+            if failing_since is not None:
+                logger().info("loop_restored", worker_id=self.worker_id, seconds=round(asked_at - failing_since, 3))
+                failing_since = None
+                failing.reset()
+            claimed = 0
+            for row in rows:
+                if row.run_id is not None:
+                    claimed += 1
+                    self._begin(row, asked_at, runs, lease)
+                elif row.recall_id is not None:
+                    logger().info(
+                        "recall_deferred",
+                        recall_id=row.recall_id,
+                        session_id=row.session_id,
+                        deferrals=row.deferrals,
+                        reason=row.defer_reason,
+                    )
+            if claimed:
+                unsettled.reset()
+            if claimed == free:
+                continue
+            self._arm(rows[0], unsettled)
+            await self._alarm.wait()
+
+    async def _look(self, free: int) -> list[ClaimRow]:
+        """Claims up to so many due recalls and learns when to look again: one statement."""
+        call = calls.claim(self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None)
+        # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
+        with anyio.CancelScope(shield=True):
+            async with asyncio.timeout(max(self._lease / 2, 1)):
+                rows = await self._database.run(call)
+        self._clock.sample(rows[0].now_at)
+        return rows
+
+    def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
+        """Sets the alarm after a look that left slots free."""
+        now = time.monotonic()
+        self._alarm.no_later_than(now + self._safety_interval)
+        if look.next_due_at is not None:
+            left = (look.next_due_at - look.now_at).total_seconds()
+            if look.settled and left > 0:
+                self._alarm.no_later_than(self._clock.monotonic(look.next_due_at.timestamp()))
+            elif left > 0:
+                self._alarm.no_later_than(now + left)
+        if look.settled:
+            self._settled_at = now
+        if look.settled and (look.next_due_at is None or look.next_due_at > look.now_at):
+            unsettled.reset()
+        else:
+            # Something may be due that this look could not see or could not have (its row is locked).
+            self._alarm.no_later_than(now + unsettled.pause())
+
+    async def _wait_for_database(self, pause: float) -> None:
+        with anyio.move_on_after(pause):
+            await self._stopping.wait()
+        with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next look says what is wrong
+            await self._database.mend()
+
+    # Runs
+
+    def _begin(self, row: ClaimRow, asked_at: float, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
+        assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
+        timeout = float(row.timeout_seconds or self._timeout)
+        recall = CurrentRecall(
+            recall_id=row.recall_id,
+            run_id=row.run_id,
+            session_id=row.session_id,
+            user_id=row.user_id,
+            worker_id=self.worker_id,
+            call_type=row.call_type,
+            nominal_at=row.nominal_at,
+            started_at=row.now_at,
+            deadline=row.now_at + min(timedelta(seconds=timeout), _NEVER),
+            next_at=row.next_at,
+            attempt=row.attempt,
+            max_attempts=row.max_attempts,
+            deferrals=row.deferrals,
+            additional_context_message=row.additional_context_message,
+            internal_comment=row.internal_comment,
+            metadata=row.metadata,
+            _stop=anyio.Event(),
+        )
+        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        run = Run(recall=recall, message_id=f"recall:{row.recall_id}:{nominal}", timeout=timeout)
+        self._runs[row.run_id] = run
+        lease.add(row.run_id, asked_at)
+        runs.start_soon(self._run, run, lease)
+
+    async def _run(self, run: Run, lease: LeaseKeeper) -> None:
+        recall = run.recall
+        log = logger().bind(recall_id=recall.recall_id, run_id=recall.run_id, session_id=recall.session_id)
+        log.info(
+            "recall_claimed",
+            nominal_at=recall.nominal_at.isoformat(),
+            lateness_ms=round(recall.lateness.total_seconds() * 1000, 3),
+            attempt=recall.attempt,
+        )
+        started = time.monotonic()
+        try:
+            try:
+                ending = await run_agent(run, self._open_agent, self._host_store, self._clock.now)
+            except anyio.get_cancelled_exc_class():
+                # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
+                run.stop("worker stopping")
+                ending = stopped(run)
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._finish(run, ending, lease, log, round(time.monotonic() - started, 3))
+        finally:
+            lease.remove(recall.run_id)
+            self._runs.pop(recall.run_id, None)
+            self._slot_freed.set()
+
+    async def _finish(self, run: Run, ending: Ending, lease: LeaseKeeper, log: Any, seconds: float) -> None:
+        """Says how the run ended, again and again until the database has heard it or somebody else has the recall."""
+        failing = Backoff(0.1, 5)
+        while True:
+            call = calls.finish(
+                run.recall.recall_id,
+                run.recall.run_id,
+                ending.outcome,
+                started_at=run.reached_agent_at,
+                reply=ending.reply,
+                error=ending.error,
+                reason=ending.reason,
+                retry=ending.retry,
+                retry_after=ending.retry_after,
+                counted=ending.counted,
+                append_reply=self._host_store is None,
+            )
+            try:
+                async with asyncio.timeout(max(self._lease / 2, 1)):
+                    finished = (await self._database.run(call))[0]
+                break
+            except RecallError as error:
+                # The database will not have this outcome, ever: say so in its place.
+                log.error("loop_error", worker_id=self.worker_id, error=describe(error))
+                if ending.outcome == "error" and ending.reply is None and ending.error == describe(error):
+                    raise
+                ending = Ending(outcome="error", error=describe(error))
+            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
+                log.error("loop_error", worker_id=self.worker_id, error=describe(error))
+                if lease.seconds_left < 0 and (run.stop_reason == "lease lost" or self._stopping.is_set()):
+                    log.warning("outcome_refused", outcome=ending.outcome)
+                    return
+                await anyio.sleep(failing.pause())
+                with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
+                    await self._database.mend()
+        next_due_at = finished.due_at.isoformat() if finished.due_at else None
+        if not finished.accepted:
+            log.warning("outcome_refused", outcome=ending.outcome)
+        elif ending.outcome == "success":
+            log.info("recall_fired", seconds=seconds, status=finished.status, next_trigger_at=next_due_at)
+        elif ending.outcome == "skipped":
+            log.warning("session_missing")
+        elif ending.outcome == "interrupted":
+            self._given_back += finished.due_at is not None
+            log.info("run_stopped", reason=ending.reason)
+            log.info("recall_rescheduled", outcome=ending.outcome, status=finished.status, next_due_at=next_due_at)
+        else:
+            log.error(
+                "recall_failed",
+                seconds=seconds,
+                outcome=ending.outcome,
+                error=ending.error,
+                status=finished.status,
+                next_due_at=next_due_at,
+            )
+
+    def _lost(self, run_ids: frozenset[int] | None, reason: str) -> None:
+        """The lease keeper says that these runs (None: all) are no longer ours."""
+        affected = [run for run_id, run in self._runs.items() if run_ids is None or run_id in run_ids]
+        if affected and run_ids is not None:
+            logger().warning(
+                "lease_lost",
+                worker_id=self.worker_id,
+                run_ids=sorted(run.recall.run_id for run in affected),
+                reason=reason,
+            )
+        for run in affected:
+            run.stop("lease lost")
+
+    def _stop_runs(self, reason: StopReason) -> None:
+        for run in list(self._runs.values()):
+            run.stop(reason)
+
+    async def _stop_after_grace(self) -> None:
+        await self._stopping.wait()
+        with anyio.move_on_after(self._grace):
+            while self._runs:
+                self._slot_freed = anyio.Event()
+                await self._slot_freed.wait()
+        self._stop_runs("worker stopping")
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """A task group wraps even a single error in a group; a caller should see the error itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _version() -> str:
+    from pgrecall import __version__
+
+    return __version__
+
+
+async def recall_scheduler_loop(
+    scheduler: RecallScheduler,
+    store: SessionStore | None = None,
+    *,
+    agent: Any,
+    concurrency: int = 3,
+    lease: float = 30.0,
+    safety_interval: float = 60.0,
+    timeout: float = 600.0,
+    grace: float = 30.0,
+    listen_dsn: str | None = None,
+) -> None:
+    """Runs one worker inside the host's own event loop, beside its web server, until the task is cancelled.
+
+    Installs the schema if it is missing. A failure of the database, also at the start, is logged as `loop_error` and
+    tried again; cancelling the task stops the runs, gives their recalls back and ends the loop.
+
+    Args:
+        scheduler: Says which database.
+        store: The host's session store; None: the default store in Postgres.
+        agent: As for Worker; AgentFactory builds one for each run from the host's parts.
+        concurrency: As for Worker, like all that follow.
+        lease: Seconds.
+        safety_interval: Seconds.
+        timeout: Seconds.
+        grace: Seconds.
+        listen_dsn: Where to LISTEN, if the scheduler's DSN goes through a transaction pooler.
+
+    Raises:
+        SettingsError: A number makes no sense.
+        AgentError: The agent cannot be used as one.
+    """
+    failing = Backoff(0.5, 30)
+    while True:
+        worker = Worker(
+            scheduler.dsn,
+            agent=agent,
+            store=store,
+            concurrency=concurrency,
+            lease=lease,
+            safety_interval=safety_interval,
+            timeout=timeout,
+            grace=grace,
+            listen_dsn=listen_dsn,
+        )
+        try:
+            await scheduler.ensure_tables()
+            await worker.run()
+        except (psycopg.Error, psycopg_pool.PoolTimeout, RecallError) as error:
+            logger().error("loop_error", worker_id=worker.worker_id, error=describe(error))
+        await anyio.sleep(failing.pause())
