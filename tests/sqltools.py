@@ -47,9 +47,7 @@ def row(db: psycopg.Connection, statement: LiteralString | sql.Composed, *argume
 
 def call(db: psycopg.Connection, function: str, **arguments: object) -> list[Row]:
     """Call a routine of the schema with named arguments."""
-    named = [
-        sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
-    ]
+    named = [sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments]
     statement = sql.SQL("select * from pgrecall.{}({})").format(sql.Identifier(function), sql.SQL(", ").join(named))
     given = {name: Jsonb(argument) if isinstance(argument, dict) else argument for name, argument in arguments.items()}
     with db.cursor(row_factory=dict_row) as cursor:

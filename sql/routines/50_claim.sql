@@ -1,7 +1,8 @@
 -- What a worker does while it waits for work and holds it.
 --
--- Lock order, kept by every routine that waits for more than one row: recall, then session, then worker. claim() never
--- waits for a row at all: it skips what is locked and comes back.
+-- Lock order, kept by every routine that waits for more than one row: recall, then session, then the worker's own row;
+-- only whoever expires a lease, or finds its own expired, has that worker's row before all others. claim() never waits
+-- for a recall or session that is due: it skips what is locked and comes back.
 
 create or replace function pgrecall._lock_for_peek(wait_milliseconds integer)
 returns boolean
@@ -172,7 +173,7 @@ begin
     from (
         select w.id
         from pgrecall.workers as w
-        where (w.lease_until is not null or w.seen_at < v_now - interval '5 minutes')
+        where (w.lease_until <= v_now or w.seen_at < v_now - interval '5 minutes')
             and w.id <> for_worker
         for update skip locked
     ) as worker;
@@ -189,7 +190,17 @@ begin
         perform pgrecall._end_lost_run(v_recall);
     end loop;
 
-    -- Leases that cover nothing any more end too, so that nobody wakes up for them one by one.
+    -- Leases that cover nothing any more end too, so that nobody wakes up for them one by one. Their rows are locked
+    -- only now that no other row is waited for: a live worker may hold a session while it waits for its own row here.
+    select v_expired || array_agg(worker.id)
+    into v_expired
+    from (
+        select w.id
+        from pgrecall.workers as w
+        where w.lease_until is not null
+            and w.id <> for_worker
+        for update skip locked
+    ) as worker;
     update pgrecall.workers
     set lease_until = null
     where workers.id = any(v_expired)
@@ -254,6 +265,13 @@ begin
     if claim.up_to is null or claim.up_to < 0 then
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null') using errcode = 'PR005';
     end if;
+    -- A worker that comes back after its lease has passed waits for whoever is giving its claims back, here, where it
+    -- holds nothing that the other one may want.
+    perform
+    from pgrecall.workers as w
+    where w.id = claim.worker_id
+        and w.lease_until <= v_now
+    for update;
     if exists (
         select
         from pgrecall.workers as w
@@ -350,7 +368,7 @@ begin
         )
         select
             (select count(*) from due),
-            coalesce((select array_agg(claimed order by claimed.nominal_at, claimed.id) from claimed), '{}'),
+            coalesce((select array_agg(claimed) from claimed), '{}'),
             coalesce((select array_agg(deferred) from deferred), '{}')
         into v_looked, v_claimed, v_deferred;
         v_made_due := v_made_due or cardinality(v_deferred) > 0;
@@ -425,7 +443,8 @@ begin
         one.defer_reason
     from (select 1) as always
     left join unnest(v_claimed || v_deferred) as one on true
-    left join pgrecall.sessions as owner on owner.id = one.session_id;
+    left join pgrecall.sessions as owner on owner.id = one.session_id
+    order by one.run_id is null, one.nominal_at, one.id;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is

