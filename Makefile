@@ -4,7 +4,7 @@ PYTHON ?= python3
 python := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
-pip := $(python) -m pip install --quiet
+pip := $(python) -m pip install -qq
 # macOS has no timeout(1); pip's own limits are short too.
 bounded := $$(command -v timeout >/dev/null && echo timeout 25)
 
@@ -29,13 +29,11 @@ demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an
 	@.venv/bin/pgrecall demo
 
 test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use
-	@for major in 14 15 16 17 18; do \
-		echo "PostgreSQL $$major"; PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 -q || exit; \
-	done
+	@for major in 14 15 16 17 18; do PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 || exit; done
 
 build: .venv/.dev ## Wheel and source distribution, in dist/
 	rm -rf dist
-	$(python) -m build --installer pip >/dev/null
+	$(python) -m build --quiet --no-isolation
 	@ls dist
 
 clean: ## Remove everything that was made here

@@ -124,7 +124,7 @@ class Listener:
         Raises:
             psycopg.Error: The very first connection failed: a wrong DSN should not be retried for ever.
         """
-        backoff = Backoff(0.1, 10)
+        backoff = Backoff(0.1, 3)
         lost_at: float | None = None
         first = True
         while True:

@@ -27,14 +27,15 @@ class RecallScheduler:
     Args:
         dsn: A libpq connection string or URI; None: libpq's own `PG*` variables.
         pool_size: The most connections to use at once. Default 4.
+        patience: Seconds to wait for a free connection. Default 30.
 
     Raises:
         SettingsError: The DSN is not a connection string.
     """
 
-    def __init__(self, dsn: str | None = None, *, pool_size: int = 4) -> None:
+    def __init__(self, dsn: str | None = None, *, pool_size: int = 4, patience: float = 30.0) -> None:
         self.dsn = database.conninfo(dsn)
-        self.database = database.AsyncDatabase(self.dsn, size=pool_size)
+        self.database = database.AsyncDatabase(self.dsn, size=pool_size, patience=patience)
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,14 +236,15 @@ class SyncRecallScheduler:
     Args:
         dsn: A libpq connection string or URI; None: libpq's own `PG*` variables.
         pool_size: The most connections to use at once. Default 4.
+        patience: Seconds to wait for a free connection. Default 30.
 
     Raises:
         SettingsError: The DSN is not a connection string.
     """
 
-    def __init__(self, dsn: str | None = None, *, pool_size: int = 4) -> None:
+    def __init__(self, dsn: str | None = None, *, pool_size: int = 4, patience: float = 30.0) -> None:
         self.dsn = database.conninfo(dsn)
-        self.database = database.SyncDatabase(self.dsn, size=pool_size)
+        self.database = database.SyncDatabase(self.dsn, size=pool_size, patience=patience)
 
     def __enter__(self) -> Self:
         return self

@@ -44,6 +44,10 @@ _LIVENESS = {
     "application_name": "pgrecall",
 }
 
+#: Seconds for which a pool tries to replace a lost connection by itself. It waits longer and longer between its tries,
+#: so after a long outage it would come back late; giving up early leaves it to the next caller, who tries at once.
+_RECONNECT_TIMEOUT = 1.0
+
 
 def conninfo(dsn: str | None) -> str:
     """The connection string to use: the caller's, completed with what notices a dead server.
@@ -193,11 +197,17 @@ class AsyncDatabase:
     """A lazily opened pool of autocommit connections that runs Calls.
 
     The pool belongs to the event loop that used it first. The schema's version is checked once, on first use.
+
+    Args:
+        dsn: A complete connection string, see `conninfo`.
+        size: The most connections.
+        patience: Seconds to wait for a connection before it is a PoolTimeout.
     """
 
-    def __init__(self, dsn: str, *, size: int) -> None:
+    def __init__(self, dsn: str, *, size: int, patience: float = 30.0) -> None:
         self.dsn = dsn
         self._size = size
+        self._patience = patience
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
         self._opening: asyncio.Lock | None = None
         self._checked = False
@@ -215,7 +225,14 @@ class AsyncDatabase:
                     schema.check(await schema_version_async(connection))
                 self._checked = True
                 pool = AsyncConnectionPool(
-                    self.dsn, min_size=1, max_size=self._size, open=False, kwargs={"autocommit": True}, name="pgrecall"
+                    self.dsn,
+                    min_size=1,
+                    max_size=self._size,
+                    open=False,
+                    kwargs={"autocommit": True},
+                    name="pgrecall",
+                    timeout=self._patience,
+                    reconnect_timeout=_RECONNECT_TIMEOUT,
                 )
                 await pool.open()
                 self._pool = pool
@@ -256,9 +273,10 @@ class AsyncDatabase:
 class SyncDatabase:
     """As `AsyncDatabase`, for threads."""
 
-    def __init__(self, dsn: str, *, size: int) -> None:
+    def __init__(self, dsn: str, *, size: int, patience: float = 30.0) -> None:
         self.dsn = dsn
         self._size = size
+        self._patience = patience
         self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
         self._opening = threading.Lock()
 
@@ -268,7 +286,14 @@ class SyncDatabase:
                 with psycopg.connect(self.dsn, autocommit=True) as connection:
                     schema.check(schema_version_sync(connection))
                 pool = ConnectionPool(
-                    self.dsn, min_size=1, max_size=self._size, open=False, kwargs={"autocommit": True}, name="pgrecall"
+                    self.dsn,
+                    min_size=1,
+                    max_size=self._size,
+                    open=False,
+                    kwargs={"autocommit": True},
+                    name="pgrecall",
+                    timeout=self._patience,
+                    reconnect_timeout=_RECONNECT_TIMEOUT,
                 )
                 pool.open()
                 self._pool = pool

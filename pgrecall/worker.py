@@ -81,7 +81,7 @@ class Worker:
             if not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} is {value}, but must be greater than 0")
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2)
+        self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
         self._open_agent = agent_opener(agent)
@@ -96,6 +96,7 @@ class Worker:
         self._alarm = Alarm()
         self._clock = ServerClock()
         self._slot_freed = anyio.Event()
+        self._connected = anyio.Event()
         self._settled_at = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
@@ -120,7 +121,7 @@ class Worker:
         register = calls.register_worker(
             self.worker_id, self._concurrency, socket.gethostname(), os.getpid(), _version()
         )
-        listener = Listener(self._listen_dsn, self.worker_id, self._heard, self._look_now)
+        listener = Listener(self._listen_dsn, self.worker_id, self._heard, self._on_connected)
         with _unpacked():
             await self._run_with(register, listener, lease)
 
@@ -165,13 +166,17 @@ class Worker:
         if self._stopping.is_set():
             self._stop_runs("worker stopping")
         self._stopping.set()
-        self._look_now()
+        self._on_connected()
         self._slot_freed.set()
 
     # When to look
 
     def _look_now(self) -> None:
         self._alarm.no_later_than(time.monotonic())
+
+    def _on_connected(self) -> None:
+        self._connected.set()
+        self._look_now()
 
     def _heard(self, payload: str) -> None:
         """A notification: `due <microseconds>`, `stop <run_id>` or `stop all`. Raises ValueError for anything else."""
@@ -196,7 +201,7 @@ class Worker:
 
     async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
         unsettled = Backoff(0.005, 0.2)
-        failing = Backoff(0.1, 10)
+        failing = Backoff(0.1, 5)
         failing_since: float | None = None
         while not self._stopping.is_set():
             free = self._concurrency - len(self._runs)
@@ -268,8 +273,10 @@ class Worker:
             self._alarm.no_later_than(now + unsettled.pause())
 
     async def _wait_for_database(self, pause: float) -> None:
+        # The listener tries on its own; when it is back, so is the database.
+        self._connected = anyio.Event()
         with anyio.move_on_after(pause):
-            await self._stopping.wait()
+            await self._connected.wait()
         with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next look says what is wrong
             await self._database.mend()
 

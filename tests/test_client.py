@@ -55,7 +55,9 @@ class Face:
 async def face(request: pytest.FixtureRequest, database: str) -> Any:
     """Each scheduler in turn, on a database with the sessions s1 and s2 of the user u1 and s3 of u2."""
     with psycopg.connect(database) as connection:
-        connection.execute("insert into pgrecall.sessions (id, user_id) values ('s1', 'u1'), ('s2', 'u1'), ('s3', 'u2')")
+        connection.execute(
+            "insert into pgrecall.sessions (id, user_id) values ('s1', 'u1'), ('s2', 'u1'), ('s3', 'u2')"
+        )
     face = Face(request.param, database)
     yield face
     await face("aclose" if request.param is RecallScheduler else "close")
@@ -133,7 +135,10 @@ async def test_an_unknown_session_is_refused_by_name(face: Face) -> None:
         ({"call_type": "weekly"}, "call type must be once recurring or immediate"),
         ({"interval_seconds": 0}, "interval seconds must be greater than zero"),
         ({"interval_seconds": 2**31}, "interval_seconds is 2147483648, which is out of range"),
-        ({"interval_seconds": 5, "cron": "* * * * *", "time_zone": "UTC"}, "interval seconds and cron exclude each other"),
+        (
+            {"interval_seconds": 5, "cron": "* * * * *", "time_zone": "UTC"},
+            "interval seconds and cron exclude each other",
+        ),
         ({"cron": "61 * * * *", "time_zone": "UTC"}, "61"),
         ({"cron": "* * * * *"}, "needs a time_zone"),
         ({"cron": "* * * * *", "time_zone": "Europe/Pari"}, "Europe/Pari"),
@@ -221,9 +226,7 @@ async def test_a_refused_recall_inside_a_savepoint_leaves_the_callers_transactio
     with psycopg.connect(database) as connection, SyncRecallScheduler(database) as scheduler:
         connection.execute("insert into pgrecall.sessions (id) values ('s1')")
         with pytest.raises(SessionNotFoundError), connection.transaction():
-            scheduler.schedule_recall(
-                session_id="nobody", additional_context_message="hello", connection=connection
-            )
+            scheduler.schedule_recall(session_id="nobody", additional_context_message="hello", connection=connection)
         scheduler.schedule_recall(session_id="s1", additional_context_message="hello", connection=connection)
         connection.commit()
         assert scheduler.get_pending_session_ids(["s1"]) == {"s1"}

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from pgrecall import (
     current_recall,
     recall_scheduler_loop,
 )
+from pgrecall.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
 
@@ -356,6 +358,36 @@ async def test_a_worker_survives_losing_all_its_connections_while_it_runs_an_age
         assert await db("select outcome, reply from pgrecall.recall_runs order by id") == [("success", "survived")] * 2
 
 
+async def test_a_worker_comes_back_by_itself_after_the_server_was_killed(tmp_path: Path) -> None:
+    agent = Recorder()
+    postgres = EmbeddedPostgres(tmp_path, durable=False)
+    with capture_logs() as events:
+        await anyio.to_thread.run_sync(postgres.start)
+        try:
+            async with RecallScheduler(postgres.dsn) as scheduler:
+                await scheduler.ensure_tables()
+            async with working(postgres.dsn, agent):
+                async with sql(postgres.dsn) as db:
+                    await db.session("s1", "s2")
+                    await db.recall("s1", "now() + interval '1 second'")
+                    await db.asleep()
+
+                async def noticed() -> bool:
+                    return {"listener_lost", "loop_error"} <= {event["event"] for event in events}
+
+                await anyio.to_thread.run_sync(postgres.kill)
+                await until(noticed)
+                await anyio.to_thread.run_sync(postgres.start)
+                await agent.count(1)
+                async with sql(postgres.dsn) as db:
+                    await db.ended(await db.recall("s2"))
+        finally:
+            await anyio.to_thread.run_sync(postgres.stop)
+    names = Counter(event["event"] for event in events)
+    assert (names["listener_lost"], names["listener_restored"]) == (1, 1)
+    assert (names["loop_error"], names["loop_restored"]) == (1, 1)
+
+
 async def test_a_stopping_worker_lets_its_runs_finish(database: str) -> None:
     release = anyio.Event()
 
@@ -400,7 +432,9 @@ async def test_a_stopped_worker_gives_its_runs_back_at_once_without_counting_the
                 first.stop()
                 if how == "second stop":
                     first.stop()
-        assert await db("select status, attempt from pgrecall.session_recalls where due_at <= now()") == [("pending", 0)]
+        assert await db("select status, attempt from pgrecall.session_recalls where due_at <= now()") == [
+            ("pending", 0)
+        ]
         async with working(database, agent):
             await db.ended(recall_id)
         assert await db("select outcome, reason from pgrecall.recall_runs order by id") == [
@@ -458,7 +492,10 @@ async def test_the_runs_of_a_killed_worker_are_started_again_elsewhere(database:
         finally:
             process.kill()
             process.wait()
-        assert await db("select outcome, attempt from pgrecall.recall_runs order by id") == [("lost", 1), ("success", 2)]
+        assert await db("select outcome, attempt from pgrecall.recall_runs order by id") == [
+            ("lost", 1),
+            ("success", 2),
+        ]
         assert await db("select count(*) from pgrecall.session_messages where role = 'system'") == [1]
 
 
@@ -479,9 +516,7 @@ async def test_a_blocking_agent_does_not_cost_its_worker_the_lease(database: str
     assert rival.runs == []
 
 
-async def test_a_worker_whose_own_clock_is_wrong_fires_on_time(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_whose_own_clock_is_wrong_fires_on_time(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600)
     agent = Recorder()
@@ -547,9 +582,7 @@ async def test_the_scheduler_loop_installs_what_is_missing_and_fires_beside_the_
         assert await db("select count(*) from pgrecall.workers") == [0]
 
 
-async def test_the_scheduler_loop_survives_a_database_that_is_not_there_yet(
-    server: Any, empty_database: str
-) -> None:
+async def test_the_scheduler_loop_survives_a_database_that_is_not_there_yet(server: Any, empty_database: str) -> None:
     from psycopg.conninfo import conninfo_to_dict
 
     name = conninfo_to_dict(empty_database)["dbname"]

@@ -87,7 +87,9 @@ class Sql:
     async def session(self, *session_ids: str) -> None:
         """Make sessions."""
         for session_id in session_ids:
-            await self("insert into pgrecall.sessions (id, user_id) values (%s, %s)", session_id, f"user of {session_id}")
+            await self(
+                "insert into pgrecall.sessions (id, user_id) values (%s, %s)", session_id, f"user of {session_id}"
+            )
 
     async def recall(self, session_id: str, due: str = "now()", message: str = "hello", **more: Any) -> str:
         """Insert a recall with plain SQL; `due` is an SQL expression. Returns its id."""

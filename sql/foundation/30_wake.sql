@@ -132,7 +132,7 @@ $$;
 comment on function pgrecall._after_recall_delete() is
     'Stops the run of a recall that is deleted, and records it. Called by the trigger recall_delete for rows that are running. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
-create or replace function pgrecall._after_recalls_truncate()
+create or replace function pgrecall._before_recalls_truncate()
 returns trigger
 language plpgsql
 volatile
@@ -144,8 +144,16 @@ begin
     update pgrecall.sessions
     set held_until = pgrecall.clock() + interval '30 seconds'
     where sessions.run_id is not null;
+    insert into pgrecall.recall_runs (
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+    )
+    select
+        recall.run_id, recall.id, recall.session_id, recall.nominal_at, recall.claimed_at, pgrecall.clock(),
+        recall.worker_id, recall.attempt, 'interrupted', 'recall deleted'
+    from pgrecall.session_recalls as recall
+    where recall.run_id is not null;
     return null;
 end;
 $$;
-comment on function pgrecall._after_recalls_truncate() is
-    'Stops all runs when session_recalls is truncated. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';
+comment on function pgrecall._before_recalls_truncate() is
+    'Stops all runs when session_recalls is truncated, and records them. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';

@@ -283,10 +283,10 @@ execute function pgrecall._after_recall_delete();
 comment on trigger recall_delete on pgrecall.session_recalls is 'Stops the run of a deleted recall and records it.';
 
 create trigger recalls_truncate
-after truncate on pgrecall.session_recalls
+before truncate on pgrecall.session_recalls
 for each statement
-execute function pgrecall._after_recalls_truncate();
-comment on trigger recalls_truncate on pgrecall.session_recalls is 'Stops all runs when the table is truncated.';
+execute function pgrecall._before_recalls_truncate();
+comment on trigger recalls_truncate on pgrecall.session_recalls is 'Stops all runs when the table is truncated, and records them.';
 
 -- Also rows that come by logical replication, or from a session with session_replication_role = replica, are due.
 alter table pgrecall.session_recalls

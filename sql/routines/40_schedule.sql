@@ -153,7 +153,16 @@ begin
 exception
     when unique_violation then
         get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
-        if v_constraint = 'one_pending_recall_per_session' then
+        -- Somebody else's request with this key may have been committed after we looked. Which of its two unique
+        -- indexes we met first says nothing.
+        select known.*
+        into v_recall
+        from pgrecall.session_recalls as known
+        where known.session_id = schedule_recall.session_id
+            and known.idempotency_key = schedule_recall.idempotency_key;
+        if found then
+            return v_recall;
+        elsif v_constraint = 'one_pending_recall_per_session' then
             raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
                 using
                     errcode = 'PR001',
@@ -161,15 +170,7 @@ exception
                     detail = schedule_recall.session_id,
                     hint = 'Cancel it with cancel_recall(), or move it with reschedule().';
         elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
-            -- Somebody else's request with this key was committed after we looked.
-            select known.*
-            into v_recall
-            from pgrecall.session_recalls as known
-            where known.session_id = schedule_recall.session_id
-                and known.idempotency_key = schedule_recall.idempotency_key;
-            if found then
-                return v_recall;
-            end if;
+            -- The snapshot of the caller's transaction is older than that request.
             raise;
         else
             raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)

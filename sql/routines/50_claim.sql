@@ -10,6 +10,8 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+    v_before constant text := current_setting('lock_timeout');
 begin
     if pg_try_advisory_xact_lock(8099568234633718892) then
         return true;
@@ -23,10 +25,10 @@ begin
         perform pg_advisory_xact_lock(8099568234633718892);
     exception
         when lock_not_available or deadlock_detected then
-            perform set_config('lock_timeout', '0', true);
+            perform set_config('lock_timeout', v_before, true);
             return false;
     end;
-    perform set_config('lock_timeout', '0', true);
+    perform set_config('lock_timeout', v_before, true);
     return true;
 end;
 $$;
@@ -82,6 +84,8 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+    v_before constant text := current_setting('lock_timeout');
 begin
     -- Back to pending, unless the session got another pending recall meanwhile (an agent may schedule one from inside
     -- its run): then it stays running with nobody running it, and is due all the same. Another pending recall that is
@@ -108,7 +112,7 @@ begin
                 defer_reason = null
             where session_recalls.id = _give_back.recall_id;
     end;
-    perform set_config('lock_timeout', '0', true);
+    perform set_config('lock_timeout', v_before, true);
 end;
 $$;
 comment on function pgrecall._give_back(text, integer, timestamptz) is

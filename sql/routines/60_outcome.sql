@@ -13,6 +13,7 @@ declare
     v_reason text := 'its time passed while the occurrence of '
         || to_char(recall.nominal_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"') || ' was late or running';
     v_at timestamptz := recall.nominal_at;
+    v_first timestamptz;
     v_rest integer;
 begin
     for v_count in 1..v_most loop
@@ -24,11 +25,12 @@ begin
     if v_at is null or v_at >= next_at then
         return;
     end if;
+    v_first := pgrecall._next_occurrence(recall, v_at);
     if recall.cron is null then
         v_rest := ceil(extract(epoch from next_at - v_at) / recall.interval_seconds) - 1;
     else
         v_rest := 0;
-        v_at := pgrecall._next_occurrence(recall, v_at);
+        v_at := v_first;
         while v_at < next_at and v_rest < 100 * v_most loop
             v_rest := v_rest + 1;
             v_at := pgrecall._next_occurrence(recall, v_at);
@@ -39,14 +41,14 @@ begin
             recall_id, session_id, nominal_at, finished_at, outcome, reason, occurrences
         )
         values (
-            recall.id, recall.session_id, v_at, v_now, 'missed',
+            recall.id, recall.session_id, v_first, v_now, 'missed',
             v_reason || format('; this row stands for %s more occurrences', v_rest), v_rest
         );
     end if;
 end;
 $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
-    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row stands for all the others (a cron expression is counted up to 100,000 more). Called by _end_occurrence.';
+    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 100,000 more). Called by _end_occurrence.';
 
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void

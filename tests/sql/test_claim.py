@@ -671,3 +671,28 @@ def test_a_worker_that_comes_back_with_waiting_work_does_not_deadlock_with_its_e
             wait_until_blocked(holder, returned.info.backend_pid)
         expiring.result()
         coming_back.result()
+
+
+def test_an_expiry_that_has_to_wait_does_not_hold_up_live_workers(database: str) -> None:
+    with (
+        psycopg.connect(database, autocommit=True) as holder,
+        psycopg.connect(database, autocommit=True) as live,
+        psycopg.connect(database, autocommit=True) as other,
+    ):
+        set_clock(holder, NOW)
+        name = add(holder, "s1", NOW)
+        claim_one(holder, "dead")
+        set_clock(holder, NOW + 20 * SECOND)
+        add(holder, "s2", NOW)
+        claim_one(live, "live")
+        set_clock(holder, NOW + 40 * SECOND)
+        free = add(holder, "s3", NOW)
+        live.execute("set statement_timeout = '5s'")
+        with holder.transaction():
+            holder.execute("select from pgrecall.session_recalls where id = %s for update", [name])
+            expiring = Doing(lambda: claim(other, "w2", up_to=0))
+            wait_until_blocked(holder, other.info.backend_pid)
+            assert claim(live, "live").recall_ids == [free]
+            assert len(call(live, "renew", worker_id="live")) == 2
+        expiring.result()
+    

@@ -1,0 +1,286 @@
+"""Rules that every object of the schema keeps, read from the catalog and from the sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString
+
+import psycopg
+import pytest
+from pglast import parse_plpgsql
+from sqltools import Row, row, rows, value
+
+from pgrecall import calls, errors, schema
+
+# Columns whose name says everything.
+PLAIN = {
+    "migrations.name",
+    "migrations.version",
+    "recall_runs.error",
+    "recall_runs.finished_at",
+    "recall_runs.session_id",
+    "recall_runs.worker_id",
+    "session_messages.content",
+    "session_messages.created_at",
+    "session_messages.session_id",
+    "session_recalls.created_at",
+    "session_recalls.id",
+    "session_recalls.session_id",
+    "sessions.created_at",
+    "sessions.id",
+    "workers.host",
+    "workers.id",
+    "workers.pid",
+    "workers.started_at",
+    "workers.version",
+}
+
+
+def sources() -> dict[str, str]:
+    """Return the text of every SQL file by name."""
+    return {name: (schema.sql_root() / name).read_text(encoding="utf-8") for name in schema.script_files()}
+
+
+def routines(db: psycopg.Connection) -> list[Row]:
+    """Return every routine of the schema."""
+    return rows(
+        db,
+        """select p.oid, p.oid::regprocedure::text as signature, p.proname, p.proconfig, p.prosecdef, p.provolatile,
+            l.lanname, pg_get_functiondef(p.oid) as source, p.prorettype = 'trigger'::regtype as is_trigger,
+            obj_description(p.oid, 'pg_proc') as comment
+        from pg_proc as p join pg_language as l on l.oid = p.prolang
+        where p.pronamespace = 'pgrecall'::regnamespace order by 2""",
+    )
+
+
+UNCOMMENTED: dict[str, LiteralString] = {
+    "tables, views and sequences": """select c.relname as name from pg_class as c
+        where c.relnamespace = 'pgrecall'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
+            and obj_description(c.oid, 'pg_class') is null
+            and not exists (select from pg_depend as d
+                where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'i')""",
+    "indexes": """select c.relname as name from pg_class as c
+        where c.relnamespace = 'pgrecall'::regnamespace and c.relkind = 'i'
+            and obj_description(c.oid, 'pg_class') is null
+            and not exists (select from pg_constraint as k where k.conindid = c.oid and k.contype in ('p', 'u', 'x'))""",
+    "functions": """select p.oid::regprocedure::text as name from pg_proc as p
+        where p.pronamespace = 'pgrecall'::regnamespace and obj_description(p.oid, 'pg_proc') is null""",
+    "triggers": """select t.tgname as name from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
+        where c.relnamespace = 'pgrecall'::regnamespace and not t.tgisinternal
+            and obj_description(t.oid, 'pg_trigger') is null""",
+    "types": """select t.typname as name from pg_type as t
+        where t.typnamespace = 'pgrecall'::regnamespace and t.typtype in ('d', 'e')
+            and obj_description(t.oid, 'pg_type') is null""",
+    "the schema": """select n.nspname as name from pg_namespace as n
+        where n.nspname = 'pgrecall' and obj_description(n.oid, 'pg_namespace') is null""",
+}
+
+
+@pytest.mark.parametrize("kind", UNCOMMENTED)
+def test_nothing_lacks_a_comment_among(db: psycopg.Connection, kind: str) -> None:
+    assert [found["name"] for found in rows(db, UNCOMMENTED[kind])] == []
+
+
+def test_every_column_has_a_comment_or_a_plain_name(db: psycopg.Connection) -> None:
+    found = rows(
+        db,
+        """select c.relname || '.' || a.attname as name
+        from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        where c.relnamespace = 'pgrecall'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+            and col_description(c.oid, a.attnum) is null""",
+    )
+    assert {column["name"] for column in found} == PLAIN
+
+
+def test_every_routine_pins_its_search_path(db: psycopg.Connection) -> None:
+    loose = [routine["signature"] for routine in routines(db) if 'search_path=""' not in (routine["proconfig"] or [])]
+    assert loose == []
+
+
+def test_only_trigger_functions_run_with_their_owners_rights(db: psycopg.Connection) -> None:
+    assert [one["signature"] for one in routines(db) if one["prosecdef"] and not one["is_trigger"]] == []
+
+
+def test_the_comment_of_a_trigger_function_says_what_it_notifies(db: psycopg.Connection) -> None:
+    silent = [
+        one["signature"]
+        for one in routines(db)
+        if "pg_notify(" in one["source"] and "Notifies: channel pgrecall" not in one["comment"]
+    ]
+    assert silent == []
+
+
+def test_only_clock_reads_the_time(db: psycopg.Connection) -> None:
+    """A test, and nobody else, moves time in one place. The ids of rows are no times to compare with."""
+    readers = {
+        one["proname"]
+        for one in routines(db)
+        if re.search(r"\b(clock_timestamp|now|statement_timestamp|transaction_timestamp)\(\)", one["source"])
+    }
+    assert readers == {"clock", "new_id"}
+
+
+def test_every_error_of_the_sql_has_a_class_and_every_class_an_error() -> None:
+    raised = {code for text in sources().values() for code in re.findall(r"errcode = '(PR\d{3})'", text)}
+    classes = [
+        found.sqlstate
+        for found in vars(errors).values()
+        if isinstance(found, type) and issubclass(found, errors.RecallError) and found.sqlstate is not None
+    ]
+    assert sorted(classes) == sorted(raised)
+
+
+def test_every_error_that_a_caller_can_tell_apart_has_a_hint() -> None:
+    bare = [
+        statement
+        for text in sources().values()
+        for statement in re.findall(r"raise exception[^;]*?errcode = 'PR\d{3}'[^;]*;", text)
+        if "hint = " not in statement
+    ]
+    assert bare == []
+
+
+def test_comments_promise_no_error_that_no_source_raises() -> None:
+    text = "\n".join(sources().values())
+    assert set(re.findall(r"\bPR\d{3}\b", text)) == set(re.findall(r"errcode = '(PR\d{3})'", text))
+
+
+# The Python side: names and parameters
+
+SAMPLES: Row = {
+    "id": "x",
+    "limit": 1,
+    "offset": 0,
+    "up_to": 1,
+    "run_id": 1,
+    "concurrency": 1,
+    "pid": 1,
+    "max_attempts": 1,
+    "timeout_seconds": 1,
+    "interval_seconds": 1,
+    "is_admin": False,
+    "inject": True,
+    "retry": True,
+    "counted": True,
+    "append_reply": True,
+    "trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
+    "new_trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
+    "end_at": datetime(2030, 1, 1, tzinfo=UTC),
+    "before": datetime(2030, 1, 1, tzinfo=UTC),
+    "lease": timedelta(seconds=1),
+    "retry_after": timedelta(seconds=1),
+    "metadata": {},
+    "usage": {},
+    "messages": [],
+    "session_ids": [],
+}
+CALLS = {
+    name: function
+    for name, function in vars(calls).items()
+    if inspect.isfunction(function) and str(function.__annotations__.get("return", "")).startswith("Call[")
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_from_python_fits_its_routine(db: psycopg.Connection, name: str) -> None:
+    function = CALLS[name]
+    call = function(**{parameter: SAMPLES.get(parameter, "x") for parameter in inspect.signature(function).parameters})
+    routine = row(
+        db,
+        """select coalesce(p.proargnames, '{}') as names, coalesce(p.proargmodes::text[], '{}') as modes, p.pronargs,
+            (select array_agg(a.attname::text order by a.attnum) from pg_type as t
+                join pg_attribute as a on a.attrelid = t.typrelid and a.attnum > 0
+                where t.oid = p.prorettype) as columns
+        from pg_proc as p where p.pronamespace = 'pgrecall'::regnamespace and p.proname = %s""",
+        call.function,
+    )
+    inputs = routine["names"][: routine["pronargs"]]
+    assert set(call.arguments) == set(inputs)
+    if call.row is not None:
+        columns = routine["columns"] or routine["names"][routine["pronargs"] :]
+        assert [column.name for column in dataclasses.fields(call.row)] == columns
+
+
+def test_every_routine_for_callers_has_a_call_from_python(db: psycopg.Connection) -> None:
+    """The others are for people and for the SQL itself."""
+    public = {one["proname"] for one in routines(db) if not one["proname"].startswith("_")}
+    for_sql = {"clock", "new_id", "microseconds", "occurrence_message_id", "cron_error", "cron_next", "time_zone_error"}
+    assert public - for_sql == set(CALLS)
+
+
+# Bodies
+
+
+def plpgsql(db: psycopg.Connection) -> list[Row]:
+    """Return the routines in plpgsql."""
+    return [one for one in routines(db) if one["lanname"] == "plpgsql"]
+
+
+def test_every_plpgsql_body_can_be_parsed(db: psycopg.Connection) -> None:
+    found = plpgsql(db)
+    assert len(found) > 10
+    for routine in found:
+        (tree,) = parse_plpgsql(routine["source"])
+        assert "PLpgSQL_function" in tree, routine["signature"]
+
+
+def expressions(tree: object) -> list[str]:
+    """Collect the SQL texts of a parsed body."""
+    if isinstance(tree, dict):
+        own = [tree["query"]] if isinstance(tree.get("query"), str) else []
+        return own + [text for branch in tree.values() for text in expressions(branch)]
+    if isinstance(tree, list):
+        return [text for branch in tree for text in expressions(branch)]
+    return []
+
+
+def test_no_routine_builds_sql_from_text(db: psycopg.Connection) -> None:
+    dynamic = [
+        one["signature"]
+        for one in plpgsql(db)
+        if "PLpgSQL_stmt_dyn" in json.dumps(parse_plpgsql(one["source"]))
+    ]
+    assert dynamic == []
+
+
+def test_every_table_and_routine_of_ours_is_named_with_its_schema(db: psycopg.Connection) -> None:
+    """With an empty search path anything else fails, but only when that line runs for the first time."""
+    names = [
+        one["name"]
+        for one in rows(
+            db,
+            """select relname as name from pg_class
+            where relnamespace = 'pgrecall'::regnamespace and relkind in ('r', 'v', 'S')""",
+        )
+    ]
+    bare = re.compile(rf"\b(?:from|join|into|update)\s+(?:{'|'.join(names)})\b(?!\.)(?! as )", re.IGNORECASE)
+    found = [
+        (one["signature"], text)
+        for one in plpgsql(db)
+        for text in expressions(parse_plpgsql(one["source"]))
+        if bare.search(text)
+    ]
+    assert found == []
+
+
+def test_plpgsql_check_has_nothing_to_say(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as db:
+        if value(db, "select count(*) from pg_available_extensions where name = 'plpgsql_check'") == 0:
+            pytest.skip("the server does not have the extension plpgsql_check")
+        db.execute("create extension plpgsql_check")
+        said = [
+            (one["signature"], complaint["message"])
+            for one in plpgsql(db)
+            for complaint in rows(
+                db,
+                """select message from plpgsql_check_function_tb(%s::oid::regprocedure,
+                    case when %s then 'pgrecall.session_recalls'::regclass else 0::regclass end)""",
+                one["oid"],
+                one["is_trigger"],
+            )
+        ]
+    assert said == []
