@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 pip := $(python) -m pip install -qq
 # macOS has no timeout(1); pip's own limits are short too.
-bounded := $$(command -v timeout >/dev/null && echo timeout 25)
+bounded := $$(command -v timeout >/dev/null && echo timeout 60)
 
 .DEFAULT_GOAL := help
 .PHONY: help test check demo test-matrix build clean
@@ -24,8 +24,8 @@ check: .venv/.dev ## Lint, types and import rules only
 	.venv/bin/lint-imports --no-logo --quiet
 
 demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an agent wake up
-	@$(python) -c 'import pydantic_ai' 2>/dev/null || \
-		$(bounded) $(pip) --timeout 5 --retries 0 'pydantic-ai-slim>=2' 2>/dev/null || true
+	@$(python) -c 'import pydantic_ai' 2>/dev/null || { echo "installing pydantic-ai for the agent, if it can be had" && \
+		$(bounded) $(pip) --timeout 5 --retries 0 'pydantic-ai-slim>=2' 2>/dev/null || true; }
 	@.venv/bin/pgrecall demo
 
 test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use

@@ -84,8 +84,16 @@ class WrongUsage(click.UsageError):
         self.hint = hint
 
 
-class NotSo(Exception):
-    """What was asked for is not so: exit code 1."""
+class WrongValue(click.BadParameter):
+    """One option's value cannot be understood; click adds the option's name."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class NotSoError(Exception):
+    """What was asked for is not so: exit code 1. Without a message everything has been said."""
 
     def __init__(self, message: str = "", *, hint: str = "") -> None:
         super().__init__(message)
@@ -94,63 +102,41 @@ class NotSo(Exception):
 
 # Times as people type them
 
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-class Duration(click.ParamType):
-    """`90s`, `2h30m`, `1d`: a timedelta.
 
-    Args:
-        bare_seconds: Whether a number without a unit is taken as seconds.
-    """
+def _duration(text: str) -> timedelta:
+    """`90s`, `2h30m`, `1d`: a length of time."""
+    squeezed = re.sub(r"\s+", "", text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", squeezed)
+    if not parts or squeezed != "".join(number + unit for number, unit in parts):
+        raise WrongValue(f"{text!r} is not a length of time", hint="Say number and unit: 90s, 2h30m, 1d or 2w.")
+    try:
+        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    except OverflowError as error:
+        raise WrongValue(f"{text!r} is too long", hint="Nothing can be kept beyond the year 9999.") from error
 
-    name = "duration"
-    _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-    def __init__(self, *, bare_seconds: bool = False) -> None:
-        self.bare_seconds = bare_seconds
+def _seconds(text: str) -> float:
+    """A length of time in seconds; a number without a unit is taken as such."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else _duration(text).total_seconds()
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Parses a length of time."""
-        if isinstance(value, timedelta):
-            return value
-        text = str(value).strip()
-        name = param.opts[0] if param else "duration"
-        try:
-            if self.bare_seconds and re.fullmatch(r"\d+(\.\d+)?", text):
-                return timedelta(seconds=float(text))
-            parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*", text)
-            if parts and "".join(re.split(r"\s+", text)) == "".join(number + unit for number, unit in parts):
-                return timedelta(seconds=sum(float(number) * self._UNITS[unit] for number, unit in parts))
-        except OverflowError as error:
-            raise WrongUsage(f"{name} is {text}, which is too long", hint="At most some thousand years.") from error
-        raise WrongUsage(
-            f"{name} is {text!r}, which is not a length of time", hint="Say number and unit: 90s, 2h30m, 1d or 2w."
+
+def _moment(text: str) -> datetime:
+    """ISO 8601 with a time zone. One without is refused, since it could mean two times."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        example = datetime.now(UTC).replace(microsecond=0).isoformat()
+        raise WrongValue(f"{text!r} is not an ISO 8601 time", hint=f"For example {example}.") from error
+    if moment.tzinfo is None:
+        # The first and the last year may have no time in this machine's zone.
+        here = moment.astimezone().isoformat() if 1 < moment.year < 9999 else f"{moment.isoformat()}+01:00"
+        raise WrongValue(
+            f"{text!r} has no time zone",
+            hint=f"Write {here} for this machine's zone, or {moment.isoformat()}Z for UTC.",
         )
-
-
-class Moment(click.ParamType):
-    """ISO 8601 with a time zone: an aware datetime."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Parses a time; one without a zone is refused, since it could mean two."""
-        if isinstance(value, datetime):
-            return value
-        name = param.opts[0] if param else "time"
-        try:
-            moment = datetime.fromisoformat(str(value).strip())
-        except ValueError as error:
-            raise WrongUsage(
-                f"{name} is {value!r}, which is not an ISO 8601 time",
-                hint=f"For example {name} {datetime.now(UTC).replace(microsecond=0).isoformat()}, or --in 90s.",
-            ) from error
-        if moment.tzinfo is None:
-            here = moment.astimezone().isoformat() if moment.year > 1 else f"{moment.isoformat()}+01:00"
-            raise WrongUsage(
-                f"{name} is {value}, which has no time zone",
-                hint=f"Write {here} for this machine's zone, or {moment.isoformat()}Z for UTC.",
-            )
-        return moment
+    return moment
 
 
 # Which database
@@ -204,7 +190,7 @@ class Verb(click.Command):
     """A command with the options that every verb has; its function gets them as a Target."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"epilog": "Exit codes: see pgrecall --help.", **options})
         self.params += _global_options()
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -223,7 +209,11 @@ class Program(click.Group):
 
     command_class = Verb
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:  # type: ignore[override]
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """The verbs in the order in which one meets them, not by name."""
+        return list(self.commands)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Runs a verb and exits."""
         args = list(sys.argv[1:] if args is None else args)
         options = args[: args.index("--")] if "--" in args else args
@@ -233,8 +223,15 @@ class Program(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
-        except (click.ClickException, click.Abort, NotSo, RecallError, EmbeddedPostgresError, psycopg.Error) as error:
-            if "--debug" in options and not isinstance(error, click.ClickException | click.Abort | NotSo):
+        except (
+            click.ClickException,
+            click.Abort,
+            NotSoError,
+            RecallError,
+            EmbeddedPostgresError,
+            psycopg.Error,
+        ) as error:
+            if "--debug" in options and not isinstance(error, click.ClickException | click.Abort | NotSoError):
                 raise
             sys.exit(_report(error, as_json="--json" in options))
         sys.exit(code if isinstance(code, int) else 0)
@@ -254,48 +251,47 @@ def _report(error: Exception, *, as_json: bool) -> int:
     return code
 
 
+#: Exit code and, where this program knows better than the SQL, the hint; the first class that fits counts.
+_EXPECTED: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int, str], ...] = (
+    (
+        SessionNotFoundError,
+        3,
+        "pgrecall list shows whose recalls there are; schedule --create-session makes a new one.",
+    ),
+    (RecallNotFoundError, 3, "pgrecall list shows the ids."),
+    (RecallExistsError, 4, "pgrecall list --status pending shows it: cancel or reschedule it."),
+    (RecallStateError, 4, ""),
+    (SchemaError, 6, ""),
+    (RecallError, 2, ""),  # an argument, a setting or an agent that makes no sense
+    ((InvalidSchemaName, UndefinedTable, UndefinedFunction, UndefinedColumn), 6, "Run: pgrecall migrate"),
+    (psycopg.Error, 5, ""),
+)
+
+
 def _explained(error: Exception) -> tuple[int, str, str]:
+    """Exit code, message and hint for an error."""
     hint = str(getattr(error, "hint", ""))
-    match error:
-        case click.Abort():
-            return 130, "interrupted", ""
-        case click.UsageError():
-            path = error.ctx.command_path if error.ctx else "pgrecall"
-            message = error.format_message()
-            return 2, message[:1].lower() + message[1:], hint or f"{path} --help shows what there is."
-        case click.ClickException():
-            return error.exit_code, error.format_message(), ""
-        case NotSo():
-            return 1, str(error), hint
-        case SessionNotFoundError():
-            return 3, one_line(error), "pgrecall schedule --create-session makes one that is not there yet."
-        case RecallNotFoundError():
-            return 3, one_line(error), "pgrecall list shows the ids."
-        case RecallExistsError():
-            hint = f"pgrecall list --session {error.session_id} --status pending shows it; cancel or reschedule it."
-            return 4, one_line(error), hint
-        case InvalidRecallError(constraint="session_recalls_pkey"):
-            return 4, one_line(error), "Leave --id out for a new one."
-        case RecallStateError():
-            return 4, one_line(error), hint
-        case SchemaError():
-            return 6, one_line(error), hint
-        case RecallError():  # an argument, a setting or an agent that makes no sense
-            return 2, one_line(error), hint
-        case EmbeddedPostgresError():
-            message, _, log = str(error).partition("\n")
-            if "in use by" in message:
-                hint = "Use the DSN that the other process printed: --dsn, or PGRECALL_DSN."
-            return (
-                5,
-                message.rstrip(":"),
-                hint or (f"The log ends with: {one_line(Exception(log))[-300:]}" if log else ""),
-            )
-        case InvalidSchemaName() | UndefinedTable() | UndefinedFunction() | UndefinedColumn():
-            return 6, one_line(error), "The schema is not complete. Run: pgrecall migrate"
-        case psycopg.OperationalError(sqlstate=None):
-            return 5, one_line(error), "Say which database: --dsn, PGRECALL_DSN, PGHOST …, or --embedded DIR."
-    return 5, one_line(error), ""
+    if isinstance(error, click.Abort):
+        return 130, "interrupted", ""
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "pgrecall"
+        message = error.format_message()
+        return error.exit_code, message[:1].lower() + message[1:], hint or f"{path} --help shows what there is."
+    if isinstance(error, NotSoError):
+        return 1, str(error), hint
+    if isinstance(error, EmbeddedPostgresError):
+        message, _, log = str(error).partition("\n")
+        if "in use by" in message:
+            hint = "Use the DSN that the other process printed: --dsn, or PGRECALL_DSN."
+        elif log:
+            hint = f"The log ends with: {' '.join(log.split())[-300:]}"
+        return 5, message.rstrip(":"), hint
+    if isinstance(error, InvalidRecallError) and error.constraint == "session_recalls_pkey":
+        return 4, one_line(error), "Leave --id out for a new one."
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        hint = "Say which database: --dsn, PGRECALL_DSN, PGHOST …, or --embedded DIR."
+    code, better = next((code, better) for kinds, code, better in _EXPECTED if isinstance(error, kinds))
+    return code, one_line(error), better or hint
 
 
 # Answers
@@ -450,11 +446,13 @@ def _table_of_runs(runs: list[RecallRun]) -> Table:
 
 # The verbs
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-@click.group(cls=Program, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Program, epilog=EPILOG, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="pgrecall")
 @click.pass_context
-def cli(ctx: click.Context, **options: Any) -> None:
+def cli(ctx: click.Context, /, **options: Any) -> None:
     """Wake AI agents later: recalls are rows in PostgreSQL, workers sleep until one is due."""
     ctx.obj = options
 
@@ -464,7 +462,8 @@ cli.params += _global_options()
 
 def _now(connection: psycopg.Connection[Any]) -> datetime:
     """The database's time: the only clock that recalls follow."""
-    return database.run_sync(connection, Call[datetime]("clock", {}))[0]
+    call: Call[datetime] = Call("clock", {})
+    return database.run_sync(connection, call)[0]
 
 
 def _later(connection: psycopg.Connection[Any], after: timedelta) -> datetime:
@@ -485,9 +484,9 @@ class _RecallsByStatus(Call[Recall]):
     @property
     def statement(self) -> str:
         """The function's answer, filtered where the data is."""
-        inner = Call[Recall](self.function, {name: None for name in self.arguments if not name.startswith("only_")})
+        inner = Call(self.function, {name: None for name in self.arguments if not name.startswith("only_")}, Recall)
         return (
-            f"select recall.* from ({inner.statement}) as recall where recall.status = any(%(only_status)s)"
+            f"select recall.* from ({inner.statement}) as recall where recall.status = any(%(only_status)s)"  # noqa: S608 (names only)
             " order by recall.trigger_at desc, recall.id desc limit %(only_limit)s offset %(only_offset)s"
         )
 
@@ -508,7 +507,8 @@ def _following(connection: psycopg.Connection[Any], recall: Recall, now: datetim
     while len(times) < most:
         if recall.cron is not None:
             arguments = {"expression": recall.cron, "time_zone": recall.time_zone, "after": after}
-            following = database.run_sync(connection, Call[datetime | None]("cron_next", arguments))[0]
+            call: Call[datetime | None] = Call("cron_next", arguments)
+            following = database.run_sync(connection, call)[0]
         else:
             step = timedelta(seconds=recall.interval_seconds or 1)
             passed = (after - recall.trigger_at) // step
@@ -523,18 +523,30 @@ def _following(connection: psycopg.Connection[Any], recall: Recall, now: datetim
     return times
 
 
-@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@cli.command()
+@click.option("--workers", type=int, default=3, show_default=True, help="Worker processes; one of them is killed.")
+@click.option("--recalls", type=int, default=30, show_default=True, help="How many recalls to schedule.")
+@click.option("--seconds", type=float, default=15, show_default=True, help="Over how long their times are spread.")
+@click.option("--agent", metavar="MODULE:ATTRIBUTE", help="What the workers run. Default: an agent made for the demo.")
 @click.pass_obj
-def demo(target: Target, arguments: tuple[str, ...]) -> None:
-    """Show pgrecall at work on a private PostgreSQL."""
-    importlib.import_module("pgrecall.demo").main(list(arguments))
+def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: str | None) -> None:
+    """Show pgrecall at work, and one worker killed.
+
+    It starts a private PostgreSQL and real workers, so --dsn and --embedded mean nothing here.
+    """
+    from pgrecall import demo as shown
+
+    code = shown.main(
+        workers=workers, recalls=recalls, seconds=seconds, json=target.as_json, agent=agent or shown.DEMO_AGENT
+    )
+    if code:
+        raise click.exceptions.Exit(code)
 
 
 @cli.command()
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL of a first installation; touch no database.")
 @click.pass_obj
-def migrate(target: Target, only_print: bool) -> None:
+def migrate(target: Target, *, only_print: bool) -> None:
     """Install the schema, or upgrade it. Safe to run again, and by several at once."""
     if only_print:
         script = schema.script()
@@ -561,41 +573,26 @@ def migrate(target: Target, only_print: bool) -> None:
 
 @cli.command()
 @click.option(
-    "--agent", required=True, metavar="MODULE:ATTRIBUTE", help="The agent, a factory of agents, or a function."
+    "--agent", required=True, metavar="MODULE:ATTRIBUTE", help="An agent, or a factory that makes one per run."
 )
-@click.option("--concurrency", type=click.IntRange(min=1), default=3, show_default=True, help="Slots: runs at once.")
+@click.option("--concurrency", type=int, default=3, show_default=True, help="Slots: how many runs at once.")
 @click.option(
-    "--lease", type=Duration(bare_seconds=True), default="30s", show_default=True, help="How long a claim is good."
+    "--lease", type=_seconds, metavar="TIME", default="30s", show_default=True, help="How long a claim is good."
 )
+@click.option("--timeout", type=_seconds, metavar="TIME", default="10m", show_default=True, help="Limit of one run.")
 @click.option(
-    "--timeout", type=Duration(bare_seconds=True), default="600s", show_default=True, help="Limit of one run."
-)
-@click.option(
-    "--grace", type=Duration(bare_seconds=True), default="30s", show_default=True, help="For runs, when stopping."
+    "--grace", type=_seconds, metavar="TIME", default="30s", show_default=True, help="For runs, when stopping."
 )
 @click.option(
-    "--safety-interval",
-    type=Duration(bare_seconds=True),
-    default="60s",
-    show_default=True,
-    help="At most, between looks.",
+    "--safety-interval", type=_seconds, metavar="TIME", default="60s", show_default=True, help="Between looks."
 )
 @click.option("--listen-dsn", metavar="DSN", help="Where to LISTEN, if --dsn is a transaction pooler.")
 @click.pass_obj
-def worker(
-    target: Target,
-    agent: str,
-    concurrency: int,
-    lease: timedelta,
-    timeout: timedelta,
-    grace: timedelta,
-    safety_interval: timedelta,
-    listen_dsn: str | None,
-) -> None:
-    """Run agents when their recalls are due, until SIGTERM or Ctrl-C.
+def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
+    """Run agents when their recalls are due.
 
-    The agent is found from the current directory. The first signal lets runs finish within --grace; the second gives
-    them back to other workers at once.
+    It runs until SIGTERM or Ctrl-C: the first signal lets runs finish within --grace, the second gives them back to
+    other workers at once. The agent is found from the current directory.
     """
     _log_to_stdout(as_json=target.as_json or not sys.stdout.isatty())
     loaded = _load(agent)
@@ -604,16 +601,7 @@ def worker(
     with target.server() as dsn:
         if target.embedded is not None:
             _say_where(target, str(dsn))
-        made = Worker(
-            dsn,
-            agent=loaded,
-            concurrency=concurrency,
-            lease=lease.total_seconds(),
-            safety_interval=safety_interval.total_seconds(),
-            timeout=timeout.total_seconds(),
-            grace=grace.total_seconds(),
-            listen_dsn=listen_dsn,
-        )
+        made = Worker(dsn, agent=loaded, **settings)
 
         async def run_until_told() -> None:
             loop = asyncio.get_running_loop()
@@ -653,14 +641,14 @@ def _load(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise WrongUsage(f"--agent is {path!r}", hint="Write --agent module:attribute, for example myapp.agents:agent.")
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise _import_failed(module_name, error) from error
         raise WrongUsage(
-            f"--agent: there is no module {error.name!r}", hint=f"Looked in {os.getcwd()} and in Python's own path."
+            f"--agent: there is no module {error.name!r}", hint=f"Looked in {Path.cwd()} and in Python's own path."
         ) from error
     except Exception as error:
         raise _import_failed(module_name, error) from error
@@ -684,52 +672,50 @@ def _import_failed(module_name: str, error: Exception) -> RecallError:
 @cli.command()
 @click.argument("session")
 @click.argument("message")
-@click.option("--in", "after", type=Duration(), help="So long from now, by the database's clock.")
-@click.option(
-    "--at", type=Moment(), help="ISO 8601 with a zone. Neither --in nor --at: now, or the first time of --cron."
-)
-@click.option("--every", type=Duration(), help="Repeat so often, in whole seconds.")
+@click.option("--in", "after", type=_duration, metavar="TIME", help="So long from now, by the database's clock.")
+@click.option("--at", type=_moment, metavar="TIME", help="ISO 8601 with a zone.")
+@click.option("--every", type=_duration, metavar="TIME", help="Repeat so often, in whole seconds.")
 @click.option("--cron", metavar="EXPR", help="Repeat by a five-field cron expression, read in --time-zone.")
 @click.option("--time-zone", metavar="NAME", help="IANA name for --cron, such as Europe/Paris.")
-@click.option("--until", type=Moment(), help="No occurrence after this time.")
-@click.option("--comment", help="For people; never shown to the model.")
+@click.option("--until", "end_at", type=_moment, metavar="TIME", help="No occurrence after this time.")
+@click.option("--comment", "internal_comment", help="For people; never shown to the model.")
 @click.option("--create-session", is_flag=True, help="Make the session if there is none.")
 @click.option("--user-id", help="Owner of the session that --create-session makes.")
-@click.option("--idempotency-key", help="With a known key nothing is added, and the known recall is shown.")
+@click.option("--idempotency-key", metavar="KEY", help="If the session knows the key, nothing is added.")
 @click.option("--max-attempts", type=int, help="Runs that an occurrence may take. Default: 3.")
-@click.option("--timeout", type=Duration(bare_seconds=True), help="Limit of one run. Default: the worker's.")
+@click.option("--timeout", type=_seconds, metavar="TIME", help="Limit of one run. Default: the worker's.")
 @click.option("--metadata", metavar="JSON", help="A JSON object for the agent.")
 @click.option("--id", help="The recall's id. Default: a new uuid.")
 @click.pass_obj
 def schedule(
     target: Target,
+    /,
+    *,
     session: str,
     message: str,
     after: timedelta | None,
     at: datetime | None,
     every: timedelta | None,
-    cron: str | None,
-    time_zone: str | None,
-    until: datetime | None,
-    comment: str | None,
     create_session: bool,
     user_id: str | None,
-    idempotency_key: str | None,
-    max_attempts: int | None,
-    timeout: timedelta | None,
+    timeout: float | None,
     metadata: str | None,
-    id: str | None,
+    **given: Any,
 ) -> None:
-    """Ask for a run of the agent in SESSION, which is told MESSAGE."""
+    """Ask for a run of the agent in SESSION, which is told MESSAGE.
+
+    Neither --in nor --at: now, or the first time of --cron.
+    """
     _exclusive({"--in": after, "--at": at})
-    _exclusive({"--every": every, "--cron": cron})
-    if (cron is None) != (time_zone is None):
-        raise WrongUsage(
-            "--cron and --time-zone belong together", hint="--cron '0 9 * * mon-fri' --time-zone Europe/Paris"
-        )
+    _exclusive({"--every": every, "--cron": given["cron"]})
+    if (given["cron"] is None) != (given["time_zone"] is None):
+        example = "For example --cron '0 9 * * mon-fri' --time-zone Europe/Paris."
+        raise WrongUsage("--cron and --time-zone belong together", hint=example)
     if user_id is not None and not create_session:
         raise WrongUsage("--user-id is for a new session", hint="Add --create-session.")
-    known = _json_object(metadata)
+    given["interval_seconds"] = _whole_seconds("--every", every)
+    given["timeout_seconds"] = _whole_seconds("--timeout", None if timeout is None else timedelta(seconds=timeout))
+    given["metadata"] = _json_object(metadata)
     with target.open() as (scheduler, connection), connection.transaction():
         if create_session:
             connection.execute(
@@ -740,17 +726,8 @@ def schedule(
             session_id=session,
             additional_context_message=message,
             trigger_at=at if after is None else _later(connection, after),
-            interval_seconds=_whole_seconds("--every", every),
-            internal_comment=comment,
-            id=id,
-            cron=cron,
-            time_zone=time_zone,
-            end_at=until,
-            max_attempts=max_attempts,
-            timeout_seconds=_whole_seconds("--timeout", timeout),
-            idempotency_key=idempotency_key,
-            metadata=known,
             connection=connection,
+            **given,
         )
         now = _now(connection)
     _answer(target, recall, now, "scheduled")
@@ -809,15 +786,14 @@ def _answer(target: Target, recall: Recall, now: datetime, done: str) -> None:
 @cli.command("list")
 @click.option("--session", help="Only this session's.")
 @click.option("--user", help="Only recalls of sessions that this user owns.")
-@click.option(
-    "--all", "everything", is_flag=True, help="Everything: the default, since whoever has a DSN is an operator."
-)
+@click.option("--all", "everything", is_flag=True, help="Everything: the default.")
 @click.option("--status", multiple=True, type=click.Choice(list(STATUS_STYLES)), help="Only these; may be repeated.")
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True)
 @click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_obj
 def list_(
     target: Target,
+    *,
     session: str | None,
     user: str | None,
     everything: bool,
@@ -825,7 +801,11 @@ def list_(
     limit: int,
     offset: int,
 ) -> None:
-    """List recalls, newest trigger_at first. Without --session and --user: all."""
+    """List recalls, newest trigger_at first.
+
+    Without --session and --user: all, since
+    whoever has a DSN is an operator.
+    """
     _exclusive({"--all": everything or None, "--user": user})
     _exclusive({"--all": everything or None, "--session": session})
     with target.open() as (_, connection):
@@ -857,8 +837,8 @@ def list_(
 @click.argument("recall_id")
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many runs.")
 @click.pass_obj
-def show(target: Target, recall_id: str, limit: int) -> None:
-    """Show a recall, its next occurrences, and its runs, newest first."""
+def show(target: Target, *, recall_id: str, limit: int) -> None:
+    """Show a recall, its next times and its runs."""
     with target.open() as (scheduler, connection):
         recall = scheduler.get_recall(recall_id, connection=connection)
         runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)
@@ -874,7 +854,7 @@ def show(target: Target, recall_id: str, limit: int) -> None:
 @click.argument("recall_id", required=False)
 @click.option("--session", help="Cancel the pending recall of this session.")
 @click.pass_obj
-def cancel(target: Target, recall_id: str | None, session: str | None) -> None:
+def cancel(target: Target, *, recall_id: str | None, session: str | None) -> None:
     """Cancel one recall, or the pending recall of a session. A run under way is told to stop.
 
     Exit code 0 also if there was nothing left to cancel.
@@ -904,13 +884,13 @@ def cancel(target: Target, recall_id: str | None, session: str | None) -> None:
 @cli.command()
 @click.argument("session")
 @click.pass_obj
-def skip(target: Target, session: str) -> None:
-    """Leave out the next occurrence of the pending recurring recall of SESSION."""
+def skip(target: Target, *, session: str) -> None:
+    """Leave out the next occurrence of SESSION's recurring recall."""
     with target.open() as (scheduler, connection), connection.transaction():
         before = _pending_recurring(scheduler, connection, session)
         if not scheduler.skip_next_recall(session, connection=connection) or before is None:
             _session_must_exist(connection, session)
-            raise NotSo(
+            raise NotSoError(
                 f"session '{session}' has no pending recurring recall", hint="A recall that runs now cannot be skipped."
             )
         after = scheduler.get_recall(before.id, connection=connection)
@@ -925,11 +905,14 @@ def skip(target: Target, session: str) -> None:
 
 @cli.command()
 @click.argument("recall_id")
-@click.option("--in", "after", type=Duration(), help="So long from now, by the database's clock.")
-@click.option("--at", type=Moment(), help="ISO 8601 with a zone.")
+@click.option("--in", "after", type=_duration, metavar="TIME", help="So long from now, by the database's clock.")
+@click.option("--at", type=_moment, metavar="TIME", help="ISO 8601 with a zone.")
 @click.pass_obj
-def reschedule(target: Target, recall_id: str, after: timedelta | None, at: datetime | None) -> None:
-    """Move a pending recall to another time; a running one runs again then."""
+def reschedule(target: Target, *, recall_id: str, after: timedelta | None, at: datetime | None) -> None:
+    """Move a pending recall to another time.
+
+    A running one runs again then.
+    """
     _exclusive({"--in": after, "--at": at}, one_needed=True)
     with target.open() as (scheduler, connection):
         moment = at if after is None else _later(connection, after)
@@ -943,14 +926,18 @@ def reschedule(target: Target, recall_id: str, after: timedelta | None, at: date
 @click.option("--listen-dsn", metavar="DSN", help="Where workers LISTEN, if --dsn is a transaction pooler.")
 @click.option(
     "--patience",
-    type=Duration(),
+    type=_duration,
+    metavar="TIME",
     default="60s",
     show_default=True,
     help="How long a transaction may stay open unreported.",
 )
 @click.pass_obj
-def doctor_(target: Target, listen_dsn: str | None, patience: timedelta) -> None:
-    """Check the database, the schema, the wake-up path and the workers; exit code 1 if something fails."""
+def doctor_(target: Target, *, listen_dsn: str | None, patience: timedelta) -> None:
+    """Check database, schema, wake-up path and workers.
+
+    Exit code 1 if something fails; a warning alone is not a failure.
+    """
     found = []
     with target.server() as dsn:
         console = _console()
@@ -975,7 +962,7 @@ def doctor_(target: Target, listen_dsn: str | None, patience: timedelta) -> None
     else:
         click.echo(f"\nall is well{'; worth a look: ' if warned else ''}{', '.join(warned)}")
     if failed:
-        raise NotSo
+        raise NotSoError
 
 
 def main() -> None:

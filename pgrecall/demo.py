@@ -158,7 +158,9 @@ def _describe(number: int, source: Source, at: float, think_seconds: float) -> _
 def _plain_insert(wanted: Sequence[_Wanted], start: datetime) -> str:
     """One INSERT that names only what must be named, with a row on each line from the third on."""
     rows = [
-        sql.SQL("    ({}, {}, {})").format(one.session_id, f"{start + one.after:%F %T.%f%z}", one.message).as_string()
+        sql.SQL("    ({}, {}, {})")
+        .format(one.session_id, (start + one.after).isoformat(" ", "milliseconds"), one.message)
+        .as_string()
         for one in wanted
     ]
     columns = "session_id, trigger_at, additional_context_message"
@@ -170,6 +172,10 @@ def _plain_insert(wanted: Sequence[_Wanted], start: datetime) -> str:
 
 def _pgrecall(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pgrecall", *arguments]
+
+
+def _tail(output: str) -> str:
+    return "\n".join(output.strip().splitlines()[-5:])
 
 
 class _Fleet:
@@ -208,9 +214,8 @@ class _Fleet:
         """Raises _DemoError if a worker has ended that should run."""
         for name, process in self.processes.items():
             if name != self.killed and process.poll() is not None:
-                log = (self._directory / f"{name}.log").read_text(errors="replace").strip()
-                last = "\n".join(log.splitlines()[-15:])
-                raise _DemoError(f"worker {name} ended by itself with exit code {process.returncode}:\n{last}")
+                log = (self._directory / f"{name}.log").read_text(errors="replace")
+                raise _DemoError(f"worker {name} ended by itself, exit code {process.returncode}:\n{_tail(log)}")
 
     def stop(self) -> None:
         """SIGTERM, so that runs may end; SIGKILL after five seconds."""
@@ -502,7 +507,7 @@ class _Demo:
             command = [sys.executable, "-c", _EXECUTE, self._dsn, insert]
         lines = insert.splitlines()
         by = "psql" if psql else "another Python process"
-        shown = [*lines[:3], f"-- and {len(lines) - 3} more rows, in one INSERT by {by}"]
+        shown = [*lines[:3], f"    …  -- {len(wanted)} rows in one INSERT, by {by}"]
         self._screen.requested("SQL", len(wanted), shown)
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
         if done.returncode != 0:
@@ -524,8 +529,8 @@ class _Demo:
             if self._command.poll() is None:
                 return
             if self._command.returncode != 0:
-                output = self._command.stdout.read() if self._command.stdout else b""
-                raise _DemoError(f"pgrecall schedule failed: {output.decode(errors='replace').strip()}")
+                output, _ = self._command.communicate()
+                raise _DemoError(f"pgrecall schedule failed:\n{_tail(output.decode(errors='replace'))}")
             self.close()
         if self._commands:
             command = _pgrecall(*self._schedule_command(self._commands.popleft()), "--dsn", self._dsn)
@@ -544,7 +549,8 @@ class _Demo:
                     self._seen.add(run["id"])
                     self._show(run)
             self._kill_in_time(running)
-            self._show_restarts(running)
+            for run in running:
+                self._show_restart(run["session_id"], run["worker_id"], run["claimed_at"])
             self._show_present(running, statuses)
             ended = [status for status in statuses.values() if status not in ("pending", "running")]
             if len(ended) == len(self._wanted):
@@ -552,6 +558,8 @@ class _Demo:
             time.sleep(_POLL)
 
     def _show(self, run: dict[str, Any]) -> None:
+        if run["outcome"] != "lost":  # it may have begun and ended between two looks
+            self._show_restart(run["session_id"], run["worker_id"], run["started_at"])
         worker = self._fleet.name_of(run["worker_id"])
         if run["outcome"] in ("success", "silent"):
             rescued = run["session_id"] in self._lost
@@ -579,17 +587,16 @@ class _Demo:
         what = f"worker {name} killed with kill -9 while it had {runs}{': ' if held else ''}{', '.join(held)}"
         self._screen.event(self._killed_at, what, "bold red")
 
-    def _show_restarts(self, running: Sequence[dict[str, Any]]) -> None:
-        for run in running:
-            session_id, worker = run["session_id"], self._fleet.name_of(run["worker_id"])
-            if self._killed_at is None or session_id not in self._held or run["claimed_at"] < self._killed_at:
-                continue
-            lost_on = self._held.pop(session_id)
-            seconds = (run["claimed_at"] - self._killed_at).total_seconds()
-            reason = (self._lost.get(session_id) or {}).get("reason") or "its worker was lost"
-            self.figures.rescued.append(_Rescue(session_id, lost_on, reason, worker, round(seconds, 3)))
-            text = f"{session_id}: run lost with {lost_on} → restarted on {worker} after {seconds:.2f} s ({reason})"
-            self._screen.event(run["claimed_at"], text, "yellow")
+    def _show_restart(self, session_id: str, worker_id: str, at: datetime) -> None:
+        """Notes that a session has a run, if it is the one that replaces a run of the killed worker."""
+        if self._killed_at is None or session_id not in self._held or at < self._killed_at:
+            return
+        lost_on, worker = self._held.pop(session_id), self._fleet.name_of(worker_id)
+        seconds = (at - self._killed_at).total_seconds()
+        reason = (self._lost.get(session_id) or {}).get("reason") or "its worker was lost"
+        self.figures.rescued.append(_Rescue(session_id, lost_on, reason, worker, round(seconds, 3)))
+        text = f"{session_id}: run lost with {lost_on} → restarted on {worker} after {seconds:.2f} s ({reason})"
+        self._screen.event(at, text, "yellow")
 
     def _show_present(self, running: Sequence[dict[str, Any]], statuses: dict[str, str]) -> None:
         busy = Counter(self._fleet.name_of(run["worker_id"]) for run in running)
@@ -636,9 +643,9 @@ def _percentile(ordered: Sequence[float], percent: int) -> float:
 
 def _about(agent: str) -> str:
     if agent != DEMO_AGENT:
-        return "yours"
-    kind = "pydantic-ai with an offline model" if importlib.util.find_spec("pydantic_ai") else "plain Python, no model"
-    return f"reads its session's history and answers from it ({kind})"
+        return "your own"
+    kind = "pydantic-ai, offline model" if importlib.util.find_spec("pydantic_ai") else "plain Python"
+    return f"answers from its session's history ({kind})"
 
 
 @contextmanager

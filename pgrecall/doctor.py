@@ -88,8 +88,9 @@ def examine(dsn: str | None, *, listen_dsn: str | None = None, patience: timedel
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks, and without libpq's indented guesses at the reason."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    return " ".join(" ".join(lines).split()) or type(error).__name__
 
 
 def span(length: timedelta) -> str:
@@ -342,8 +343,7 @@ def _register(connection: Connection) -> Check:
         connection,
         """
         select pg_sequence_last_value('pgrecall.armed_until') as armed, pgrecall.microseconds(pgrecall.clock()) as now,
-            has_sequence_privilege('pgrecall.armed_until', 'select') or has_sequence_privilege('pgrecall.armed_until', 'usage')
-                as is_readable
+            has_sequence_privilege('pgrecall.armed_until', 'select, usage') as is_readable
         """,
     )
     armed, now = row["armed"], row["now"]
@@ -481,7 +481,7 @@ def _sessions(connection: Connection) -> Check:
             "sessions",
             "fail",
             f"session '{row['orphan']}' is taken by a run that does not exist",
-            f"update pgrecall.sessions set run_id = null where id = '{session_id}'",
+            f"update pgrecall.sessions set run_id = null where id = '{session_id}'",  # noqa: S608 (for people to read)
         )
     if row["waiting"]:
         return Check("sessions", "ok", f"{_count(row['waiting'], 'recall')} deferred: {row['reason']}")
@@ -495,8 +495,8 @@ def _overdue(connection: Connection) -> Check:
     rows = _all(
         connection,
         """
-        select recall.id, pgrecall.clock() - recall.due_at as late, array[recall.xmax::text, session.xmax::text] as holders,
-            count(*) over () as total
+        select recall.id, pgrecall.clock() - recall.due_at as late, count(*) over () as total,
+            array[recall.xmax::text, session.xmax::text] as holders
         from pgrecall.session_recalls as recall
         join pgrecall.sessions as session on session.id = recall.session_id
         where recall.due_at < (select pgrecall.clock()) - %(overdue)s
@@ -525,11 +525,8 @@ def _why_overdue(connection: Connection, rows: list[dict[str, Any]]) -> tuple[st
     slots = sum(worker["concurrency"] for worker in workers)
     if sum(worker["running"] for worker in workers) >= slots:
         return f"all {_count(slots, 'slot')} are busy", "Raise --concurrency, or start more workers."
-    return (
-        f"{_count(len(workers), 'worker')} seen lately with slots free",
-        "If doctor says so again: restart the worker and read its log (loop_error, listener_lost); "
-        "it looks at least once in its --safety-interval.",
-    )
+    hint = "If doctor says so again, read the workers' logs (loop_error, listener_lost) and restart them."
+    return f"{_count(len(workers), 'worker')} seen lately with slots free", hint
 
 
 def _locker(connection: Connection, rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -202,7 +202,7 @@ class Doing:
     def _run(self) -> None:
         try:
             self._answer = self._work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (result() raises it)
             self._error = error
 
     def result(self) -> Any:

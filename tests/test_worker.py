@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -459,14 +461,19 @@ anyio.run(Worker(sys.argv[1], agent=Agent(), lease=float(sys.argv[2])).run)
 """
 
 
-def worker_process(dsn: str, lease: float) -> subprocess.Popen[str]:
-    """A worker in a process of its own, with the package of this checkout."""
-    return subprocess.Popen(
+@contextmanager
+def worker_process(dsn: str, lease: float) -> Iterator[subprocess.Popen[str]]:
+    """A worker in a process of its own, with the package of this checkout; killed in the end."""
+    with subprocess.Popen(
         [sys.executable, "-c", WORKER_PROCESS, dsn, str(lease)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def said(process: subprocess.Popen[str], words: str) -> None:
@@ -481,17 +488,13 @@ async def test_the_runs_of_a_killed_worker_are_started_again_elsewhere(database:
     agent = Recorder()
     async with sql(database) as db:
         await db.session("s1")
-        process = worker_process(database, lease=1.5)
-        try:
+        with worker_process(database, lease=1.5) as process:
             recall_id = await db.recall("s1")
             await said(process, "running s1")
             async with working(database, agent):
                 await db.asleep()
                 process.send_signal(signal.SIGKILL)
                 await db.ended(recall_id)
-        finally:
-            process.kill()
-            process.wait()
         assert await db("select outcome, attempt from pgrecall.recall_runs order by id") == [
             ("lost", 1),
             ("success", 2),
@@ -503,15 +506,11 @@ async def test_a_blocking_agent_does_not_cost_its_worker_the_lease(database: str
     rival = Recorder()
     async with sql(database) as db:
         await db.session("s1")
-        process = worker_process(database, lease=1)
-        try:
+        with worker_process(database, lease=1) as process:
             recall_id = await db.recall("s1", message="block")
             await said(process, "running s1")
             async with working(database, rival):
                 await db.ended(recall_id)
-        finally:
-            process.kill()
-            process.wait()
         assert await db("select outcome, reply from pgrecall.recall_runs") == [("success", "blocked the loop")]
     assert rival.runs == []
 

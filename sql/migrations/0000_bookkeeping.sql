@@ -5,6 +5,8 @@
 -- itself is the wake-up lock of foundation/30_wake.sql.)
 
 set local client_min_messages = warning;
+-- Every name of ours is written with its schema; nobody else's now() or text may come before PostgreSQL's own.
+set local search_path = '';
 
 do $$
 begin

@@ -267,7 +267,8 @@ declare
     v_armed bigint;
 begin
     if claim.up_to is null or claim.up_to < 0 then
-        raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null') using errcode = 'PR005';
+        raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
+            using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
     -- A worker that comes back after its lease has passed waits for whoever is giving its claims back, here, where it
     -- holds nothing that the other one may want.

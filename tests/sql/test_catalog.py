@@ -66,7 +66,8 @@ UNCOMMENTED: dict[str, LiteralString] = {
     "indexes": """select c.relname as name from pg_class as c
         where c.relnamespace = 'pgrecall'::regnamespace and c.relkind = 'i'
             and obj_description(c.oid, 'pg_class') is null
-            and not exists (select from pg_constraint as k where k.conindid = c.oid and k.contype in ('p', 'u', 'x'))""",
+            and not exists (select from pg_constraint as k
+                where k.conindid = c.oid and k.contype in ('p', 'u', 'x'))""",
     "functions": """select p.oid::regprocedure::text as name from pg_proc as p
         where p.pronamespace = 'pgrecall'::regnamespace and obj_description(p.oid, 'pg_proc') is null""",
     "triggers": """select t.tgname as name from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
@@ -119,7 +120,10 @@ def test_only_clock_reads_the_time(db: psycopg.Connection) -> None:
     readers = {
         one["proname"]
         for one in routines(db)
-        if re.search(r"\b(clock_timestamp|now|statement_timestamp|transaction_timestamp)\(\)", one["source"])
+        if re.search(
+            r"\b(clock_timestamp|now|statement_timestamp|transaction_timestamp)\(\)",
+            re.sub(r"'[^']*'", "", one["source"]),
+        )
     }
     assert readers == {"clock", "new_id"}
 
@@ -220,11 +224,18 @@ def plpgsql(db: psycopg.Connection) -> list[Row]:
     return [one for one in routines(db) if one["lanname"] == "plpgsql"]
 
 
+def parsed(routine: Row) -> list[Row]:
+    """Parse a body. pglast knows no types of other schemas and no arrays of them, so they are made simpler."""
+    simple = routine["source"].replace("pgrecall.session_recalls[]", "text[]").replace("pgrecall.", "pgrecall_")
+    tree: list[Row] = parse_plpgsql(simple)
+    return tree
+
+
 def test_every_plpgsql_body_can_be_parsed(db: psycopg.Connection) -> None:
     found = plpgsql(db)
     assert len(found) > 10
     for routine in found:
-        (tree,) = parse_plpgsql(routine["source"])
+        (tree,) = parsed(routine)
         assert "PLpgSQL_function" in tree, routine["signature"]
 
 
@@ -239,11 +250,7 @@ def expressions(tree: object) -> list[str]:
 
 
 def test_no_routine_builds_sql_from_text(db: psycopg.Connection) -> None:
-    dynamic = [
-        one["signature"]
-        for one in plpgsql(db)
-        if "PLpgSQL_stmt_dyn" in json.dumps(parse_plpgsql(one["source"]))
-    ]
+    dynamic = [one["signature"] for one in plpgsql(db) if "PLpgSQL_stmt_dyn" in json.dumps(parsed(one))]
     assert dynamic == []
 
 
@@ -258,12 +265,7 @@ def test_every_table_and_routine_of_ours_is_named_with_its_schema(db: psycopg.Co
         )
     ]
     bare = re.compile(rf"\b(?:from|join|into|update)\s+(?:{'|'.join(names)})\b(?!\.)(?! as )", re.IGNORECASE)
-    found = [
-        (one["signature"], text)
-        for one in plpgsql(db)
-        for text in expressions(parse_plpgsql(one["source"]))
-        if bare.search(text)
-    ]
+    found = [(one["signature"], text) for one in plpgsql(db) for text in expressions(parsed(one)) if bare.search(text)]
     assert found == []
 
 

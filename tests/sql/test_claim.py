@@ -695,4 +695,3 @@ def test_an_expiry_that_has_to_wait_does_not_hold_up_live_workers(database: str)
             assert claim(live, "live").recall_ids == [free]
             assert len(call(live, "renew", worker_id="live")) == 2
         expiring.result()
-    

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -74,7 +74,7 @@ class Case:
     call_type: str = "once"
     attempt: int = 1
     max_attempts: int = 3
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     status: str = "fired"
     left: int = 1
     next_at: datetime = NOW
@@ -92,7 +92,12 @@ AGAIN: dict[str, object] = {"retry": True, "error": "no luck"}
 FAILED: dict[str, object] = {"error": "no luck"}
 CASES = [
     # A success is the end of a one-shot and one step of a recurring recall, whatever else is said.
-    *(Case(outcome, kind, options=options) for outcome in SUCCESSES for kind in ("once", "immediate") for options in ({}, {"retry": True})),
+    *(
+        Case(outcome, kind, options=options)
+        for outcome in SUCCESSES
+        for kind in ("once", "immediate")
+        for options in ({}, {"retry": True})
+    ),
     *(
         Case(outcome, "recurring", options=options, status="pending", left=0, next_at=NEXT, due_at=NEXT)
         for outcome in SUCCESSES
@@ -105,7 +110,16 @@ CASES = [
     Case("error", options={"reason": "why"}, status="failed", last_error="why"),
     Case("error", options={"reason": "why", "error": "no luck"}, status="failed", last_error="no luck"),
     *(
-        Case(outcome, "recurring", options=FAILED, status="pending", left=0, next_at=NEXT, due_at=NEXT, last_error="no luck")
+        Case(
+            outcome,
+            "recurring",
+            options=FAILED,
+            status="pending",
+            left=0,
+            next_at=NEXT,
+            due_at=NEXT,
+            last_error="no luck",
+        )
         for outcome in FAILURES
     ),
     # A retry waits longer each time: 5, 10, 20 seconds.
@@ -137,9 +151,7 @@ CASES = [
     ),
     # The caller may know better when.
     Case("error", options={**AGAIN, "retry_after": HOUR}, status="pending", due_at=END + HOUR, last_error="no luck"),
-    Case(
-        "error", options={**AGAIN, "retry_after": 0 * SECOND}, status="pending", due_at=END, last_error="no luck"
-    ),
+    Case("error", options={**AGAIN, "retry_after": 0 * SECOND}, status="pending", due_at=END, last_error="no luck"),
     # A worker that stops gives its runs back at once and uncounted, even the last attempt.
     Case(
         "interrupted",
@@ -290,13 +302,13 @@ def test_each_time_that_passes_during_a_run_is_recorded_as_missed(db: psycopg.Co
     missed = [one for one in ledger(db, name) if one["outcome"] == "missed"]
     assert [one["nominal_at"] - NOW for one in missed] == [timedelta(seconds=at) for at in (30, 90, 150)]
     assert {(one["started_at"], one["attempt"], one["occurrences"]) for one in missed} == {(None, 0, 1)}
-    assert missed[0]["reason"] == (
-        "its time passed while the occurrence of 2030-01-01 11:59:30Z was late or running"
-    )
+    assert missed[0]["reason"] == ("its time passed while the occurrence of 2030-01-01 11:59:30Z was late or running")
 
 
 @pytest.mark.parametrize(
-    "schedule", [{"interval_seconds": 60}, {"cron": "* * * * *", "time_zone": "Europe/Berlin"}], ids=["interval", "cron"]
+    "schedule",
+    [{"interval_seconds": 60}, {"cron": "* * * * *", "time_zone": "Europe/Berlin"}],
+    ids=["interval", "cron"],
 )
 def test_a_long_outage_is_summed_up_after_a_thousand_rows(db: psycopg.Connection, schedule: Row) -> None:
     name = add_recurring(db, "s1", NOW, **schedule)

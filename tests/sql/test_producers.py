@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from sqltools import HOUR, MINUTE, Ear, add_session, claim, claim_one, due, finish, ledger, recall, session
@@ -227,7 +227,9 @@ def test_psql_is_a_producer(database: str, ear: Ear) -> None:
         values ('s1', '{at.isoformat()}', 'go on') returning id""",
     )
     assert ear.heard() == [due(at)]
-    psql(database, f"update pgrecall.session_recalls set trigger_at = trigger_at - interval '1 min' where id = '{name}'")
+    psql(
+        database, f"update pgrecall.session_recalls set trigger_at = trigger_at - interval '1 min' where id = '{name}'"
+    )
     assert claim(ear.connection).next_due_at == at - MINUTE
     psql(database, f"update pgrecall.session_recalls set status = 'cancelled' where id = '{name}'")
     assert claim(ear.connection).next_due_at is None

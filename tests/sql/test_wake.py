@@ -16,7 +16,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
-from psycopg import IsolationLevel, sql
+from psycopg import IsolationLevel
 from sqltools import (
     HOUR,
     MINUTE,
@@ -25,7 +25,6 @@ from sqltools import (
     Ear,
     Row,
     add,
-    add_recurring,
     add_session,
     change,
     claim,
@@ -791,8 +790,8 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
         [
             (
                 PEEK,
-                """select min(free.due_at) into v_next from (select recall.due_at from pgrecall.session_recalls as recall
-                where recall.due_at is not null for no key update skip locked) as free;""",
+                """select min(free.due_at) into v_next
+                from (select recall.due_at from pgrecall.session_recalls as recall where recall.due_at is not null for no key update skip locked) as free;""",
             )
         ],
         looks_while_somebody_has_the_earliest_row_locked,
