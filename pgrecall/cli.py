@@ -369,19 +369,31 @@ def _milliseconds(length: timedelta | None) -> str:
 
 
 def _print_recalls(recalls: list[Recall], now: datetime) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("recall, message", min_width=36, no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("session", overflow="fold", min_width=8, max_width=20)
-    table.add_column("status", no_wrap=True, overflow="ellipsis", max_width=22)
-    table.add_column("trigger_at", justify="right", no_wrap=True)
-    for recall in recalls:
-        table.add_row(
+    """Two lines for each recall, so that its whole id, to be copied, and its message fit into 100 columns."""
+    console = _console()
+    rows = [
+        (
             Text("\n").join([_line(recall.id), _line(recall.additional_context_message, "dim")]),
             _line(recall.session_id),
             Text("\n").join([Text(recall.status, STATUS_STYLES[recall.status]), _line(_schedule_of(recall), "dim")]),
             Text("\n").join([Text(_local(recall.trigger_at)), _distance(recall, now)]),
         )
-    _console().print(table)
+        for recall in recalls
+    ]
+    session, status, when = (
+        max(len(line) for row in rows for line in [name, *row[column].plain.splitlines()])
+        for column, name in ((1, "session"), (2, "status"), (3, "trigger_at"))
+    )
+    session, status = min(session, 20), min(status, 22)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    first = max(36, console.width - session - status - when - 6)
+    table.add_column("recall, message", max_width=first, no_wrap=True, overflow="ellipsis")
+    table.add_column("session", width=session, overflow="fold")
+    table.add_column("status", width=status, no_wrap=True, overflow="ellipsis")
+    table.add_column("trigger_at", width=when, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _print_recall(recall: Recall, runs: list[RecallRun], following: list[datetime], now: datetime) -> None:
@@ -738,7 +750,7 @@ def _exclusive(options: dict[str, object], *, one_needed: bool = False) -> None:
     if len(given) > 1:
         raise WrongUsage(f"{' and '.join(given)} exclude each other", hint="Say which one is meant.")
     if one_needed and not given:
-        raise WrongUsage(f"one of {' and '.join(options)} is needed", hint="See --help.")
+        raise WrongUsage(f"one of {' and '.join(options)} is needed", hint="")
 
 
 def _whole_seconds(name: str, length: timedelta | None) -> int | None:

@@ -471,7 +471,7 @@ class _Demo:
         began = time.monotonic()
         time.sleep(_IDLE)  # the measurement itself: this long, nothing happens
         self._statements = self._ledger.statements()
-        self.figures.idle_seconds = time.monotonic() - began
+        self.figures.idle_seconds = round(time.monotonic() - began, 3)
         self.figures.idle_statements = (self._statements - before).total()
 
     def schedule(self) -> None:

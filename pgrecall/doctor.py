@@ -155,7 +155,7 @@ def _server(connection: Connection) -> Check:
     milliseconds = (time.perf_counter() - began) * 1000
     info = connection.info
     version = row["server_version"].split()[0]
-    where = f"PostgreSQL {version}, database {info.dbname} on {info.host or 'localhost'} as {info.user}"
+    where = f"PostgreSQL {version} at {info.host or 'localhost'}, database {info.dbname}, user {info.user}"
     if info.server_version < 140000:
         return Check("server", "fail", f"{where} is too old", "pgrecall needs PostgreSQL 14 or newer.")
     if row["is_standby"]:
@@ -173,11 +173,9 @@ def _clock(connection: Connection) -> Check:
             best, zone = took, row["zone"]
             ahead = (row["at"] - (before + (after - before) / 2)).total_seconds()
     here = f"{datetime.now().astimezone():%Z %z}"
-    zones = f"server time zone {zone}, here {here}"
+    zones = f"time zone there {zone}, here {here}"
     if abs(ahead) <= max(1.0, best):
-        return Check(
-            "clock", "ok", f"this machine and the server agree within {abs(ahead) * 1000 + best * 500:.0f} ms; {zones}"
-        )
+        return Check("clock", "ok", f"as the server's, within {abs(ahead) * 1000 + best * 500:.1f} ms; {zones}")
     direction = "behind" if ahead > 0 else "ahead of"
     return Check(
         "clock",

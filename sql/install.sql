@@ -9,6 +9,15 @@
 \set ON_ERROR_STOP on
 begin;
 \ir migrations/0000_bookkeeping.sql
+do $$
+declare
+    v_newer integer := (select max(version) from pgrecall.migrations where version > 1);
+begin
+    if v_newer is not null then
+        raise exception 'the pgrecall schema in the database is version %, these files were made for 1', v_newer
+            using hint = 'Take the files of the newer release.';
+    end if;
+end $$;
 \ir foundation/10_base.sql
 \ir foundation/20_cron.sql
 \ir foundation/30_wake.sql

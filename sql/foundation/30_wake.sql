@@ -93,6 +93,15 @@ begin
             new.not_before := null;
             new.defer_reason := null;
         end if;
+        -- Ended without a run, by a function or by a plain UPDATE: the occurrence leaves a row all the same.
+        if old.status in ('pending', 'running') and new.status in ('fired', 'failed', 'cancelled') then
+            insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+            values (
+                old.id, old.session_id, old.trigger_at, new.updated_at,
+                case when new.status = 'fired' then 'success' else 'skipped' end,
+                case when new.status = 'fired' then 'marked as fired' else new.status end
+            );
+        end if;
     elsif new.run_id = old.run_id and old.status = 'running' and new.status <> 'running' then
         -- Somebody other than the run's own worker ended it (finish() clears run_id in the same statement). The worker
         -- keeps the session until it says that the agent has stopped, so that nothing else runs there meanwhile.
@@ -102,7 +111,7 @@ begin
 end;
 $$;
 comment on function pgrecall._before_recall_update() is
-    'Keeps updated_at, starts a new occurrence when trigger_at is changed, and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run, and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
 create or replace function pgrecall._after_recall_delete()
 returns trigger
@@ -112,25 +121,36 @@ security definer
 set search_path = ''
 as $$
 begin
-    -- The run is told to stop; until it has, or for the length of a usual lease, its session stays taken.
-    perform pg_notify('pgrecall', 'stop ' || old.run_id);
-    update pgrecall.sessions
-    set held_until = pgrecall.clock() + interval '30 seconds'
-    where sessions.id = old.session_id
-        and sessions.run_id = old.run_id;
+    if old.run_id is not null then
+        -- The run is told to stop; until it has, or for the length of a usual lease, its session stays taken.
+        perform pg_notify('pgrecall', 'stop ' || old.run_id);
+        update pgrecall.sessions
+        set held_until = pgrecall.clock() + interval '30 seconds'
+        where sessions.id = old.session_id
+            and sessions.run_id = old.run_id;
+    end if;
+    -- Not if the session was deleted, and the recall with it.
     insert into pgrecall.recall_runs (
         id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
     )
     select
-        old.run_id, old.id, old.session_id, old.nominal_at, old.claimed_at, pgrecall.clock(), old.worker_id,
-        old.attempt, 'interrupted', 'recall deleted'
+        coalesce(old.run_id, nextval('pgrecall.run_ids')),
+        old.id,
+        old.session_id,
+        case when old.run_id is null then old.trigger_at else old.nominal_at end,
+        old.claimed_at,
+        pgrecall.clock(),
+        old.worker_id,
+        case when old.run_id is null then 0 else old.attempt end,
+        case when old.run_id is null then 'skipped' else 'interrupted' end,
+        'recall deleted'
     from pgrecall.sessions
     where sessions.id = old.session_id;
     return null;
 end;
 $$;
 comment on function pgrecall._after_recall_delete() is
-    'Stops the run of a recall that is deleted, and records it. Called by the trigger recall_delete for rows that are running. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+    'Records the occurrence of a recall that is deleted before it ended, and stops its run if it has one. Called by the trigger recall_delete. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
 create or replace function pgrecall._before_recalls_truncate()
 returns trigger

@@ -278,9 +278,9 @@ comment on trigger recall_update on pgrecall.session_recalls is
 create trigger recall_delete
 after delete on pgrecall.session_recalls
 for each row
-when (old.run_id is not null)
+when (old.run_id is not null or old.status in ('pending', 'running'))
 execute function pgrecall._after_recall_delete();
-comment on trigger recall_delete on pgrecall.session_recalls is 'Stops the run of a deleted recall and records it.';
+comment on trigger recall_delete on pgrecall.session_recalls is 'Records the occurrence of a recall deleted before it ended; stops its run.';
 
 create trigger recalls_truncate
 before truncate on pgrecall.session_recalls

@@ -187,33 +187,6 @@ $$;
 comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb) is
     'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument. Notifies: at commit, if this is due before the workers would wake.';
 
-create or replace function pgrecall._end_recall(recall pgrecall.session_recalls, new_status text, reason text)
-returns pgrecall.session_recalls
-language plpgsql
-volatile
-set search_path = ''
-as $$
-declare
-    v_recall pgrecall.session_recalls;
-begin
-    update pgrecall.session_recalls
-    set status = _end_recall.new_status
-    where session_recalls.id = (_end_recall.recall).id
-    returning * into v_recall;
-    -- While a run has the recall, the run's own end is recorded by finish(). Otherwise an occurrence ends here.
-    if v_recall.run_id is null then
-        insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
-        values (
-            v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(),
-            case when _end_recall.new_status = 'fired' then 'success' else 'skipped' end, _end_recall.reason
-        );
-    end if;
-    return v_recall;
-end;
-$$;
-comment on function pgrecall._end_recall(pgrecall.session_recalls, text, text) is
-    'Gives a locked recall its last status and records the occurrence that will not run. Called by cancel_recall, mark_cancelled and mark_fired.';
-
 create or replace function pgrecall.cancel_recall(session_id text)
 returns boolean
 language plpgsql
@@ -232,7 +205,9 @@ begin
     if not found then
         return false;
     end if;
-    perform pgrecall._end_recall(v_recall, 'cancelled', 'cancelled');
+    update pgrecall.session_recalls
+    set status = 'cancelled'
+    where session_recalls.id = v_recall.id;
     return true;
 end;
 $$;
@@ -262,7 +237,9 @@ begin
     end if;
     v_next := pgrecall._next_occurrence(v_recall, v_recall.trigger_at);
     if v_next is null then
-        perform pgrecall._end_recall(v_recall, 'cancelled', 'skipped by request; it was the last occurrence');
+        update pgrecall.session_recalls
+        set status = 'cancelled'
+        where session_recalls.id = v_recall.id;
         return true;
     end if;
     insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
@@ -336,7 +313,11 @@ begin
     end if;
     v_next := pgrecall._next_occurrence(v_recall, greatest(v_recall.trigger_at, pgrecall.clock()));
     if v_next is null then
-        return pgrecall._end_recall(v_recall, 'fired', 'marked as fired');
+        update pgrecall.session_recalls
+        set status = 'fired'
+        where session_recalls.id = v_recall.id
+        returning * into v_recall;
+        return v_recall;
     end if;
     if v_recall.run_id is null then
         insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
@@ -376,7 +357,11 @@ begin
         raise exception 'recall % is %, so it cannot be cancelled', quote_literal(v_recall.id), v_recall.status
             using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
     end if;
-    return pgrecall._end_recall(v_recall, 'cancelled', 'cancelled');
+    update pgrecall.session_recalls
+    set status = 'cancelled'
+    where session_recalls.id = v_recall.id
+    returning * into v_recall;
+    return v_recall;
 end;
 $$;
 comment on function pgrecall.mark_cancelled(text) is

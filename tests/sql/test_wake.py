@@ -791,7 +791,8 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
             (
                 PEEK,
                 """select min(free.due_at) into v_next
-                from (select recall.due_at from pgrecall.session_recalls as recall where recall.due_at is not null for no key update skip locked) as free;""",
+                from (select recall.due_at from pgrecall.session_recalls as recall
+                    where recall.due_at is not null for no key update skip locked) as free;""",
             )
         ],
         looks_while_somebody_has_the_earliest_row_locked,
