@@ -17,7 +17,7 @@ from pgrecall.model import CallType, ClaimRow, Finished, Recall, RecallRun
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call(Generic[T]):
     """One call of a SQL routine.
 

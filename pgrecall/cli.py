@@ -384,7 +384,7 @@ def _print_recalls(recalls: list[Recall], now: datetime) -> None:
         max(len(line) for row in rows for line in [name, *row[column].plain.splitlines()])
         for column, name in ((1, "session"), (2, "status"), (3, "trigger_at"))
     )
-    session, status = min(session, 20), min(status, 22)
+    session, status = min(session, 20), min(status, 16)  # with the id and the time: 100 columns
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     first = max(36, console.width - session - status - when - 6)
     table.add_column("recall, message", max_width=first, no_wrap=True, overflow="ellipsis")

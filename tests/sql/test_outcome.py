@@ -465,6 +465,40 @@ def test_its_session_deleted_while_it_runs(ear: Ear) -> None:
     assert finish(db, run)["accepted"] is False
 
 
+# Ended by hand before it ran: nothing vanishes without a row
+
+
+@pytest.mark.parametrize(("status", "outcome"), [("cancelled", "skipped"), ("failed", "skipped"), ("fired", "success")])
+def test_a_waiting_recall_that_is_ended_by_hand_leaves_a_row(db: psycopg.Connection, status: str, outcome: str) -> None:
+    name = add(db, "s1", NOW - MINUTE)
+    change(db, name, status=status)
+    change(db, name, internal_comment="once is enough")
+    (recorded,) = ledger(db, name)
+    assert (recorded["outcome"], recorded["nominal_at"], recorded["started_at"]) == (outcome, NOW - MINUTE, None)
+    assert recorded["reason"] is not None
+
+
+def test_a_waiting_recall_that_is_deleted_leaves_a_row(db: psycopg.Connection) -> None:
+    name = add(db, "s1", NOW - MINUTE)
+    db.execute("delete from pgrecall.session_recalls where id = %s", [name])
+    (recorded,) = ledger(db, name)
+    shown_row = (recorded["outcome"], recorded["reason"], recorded["nominal_at"], recorded["attempt"])
+    assert shown_row == ("skipped", "recall deleted", NOW - MINUTE, 0)
+
+
+def test_an_ended_recall_that_is_deleted_leaves_no_second_row(db: psycopg.Connection) -> None:
+    name = add(db, "s1", NOW)
+    finish(db, claim_one(db))
+    db.execute("delete from pgrecall.session_recalls where id = %s", [name])
+    assert outcomes(db, name) == ["success"]
+
+
+def test_a_session_takes_its_recalls_and_their_records_with_it(db: psycopg.Connection) -> None:
+    name = add(db, "s1", NOW)
+    db.execute("delete from pgrecall.sessions where id = 's1'")
+    assert ledger(db, name) == []
+
+
 # Given back while the session has another pending recall
 
 
@@ -588,3 +622,14 @@ def test_get_runs_shows_the_newest_first(db: psycopg.Connection) -> None:
     assert [one["outcome"] for one in found] == ["missed", "missed", "success"]
     found = rows(db, "select outcome from pgrecall.get_runs(%s, 1)", name)
     assert [one["outcome"] for one in found] == ["missed"]
+
+
+def test_runs_of_a_truncated_table_are_recorded_and_free_their_sessions_when_they_stop(db: psycopg.Connection) -> None:
+    name = add(db, "s1", NOW)
+    run = claim_one(db)
+    db.execute("set constraints all immediate")  # TRUNCATE refuses while triggers wait for the commit
+    db.execute("truncate pgrecall.session_recalls")
+    assert [(one["id"], one["outcome"]) for one in ledger(db, name)] == [(run["run_id"], "interrupted")]
+    assert session(db, "s1")["held_until"] == NOW + 30 * SECOND
+    assert finish(db, run, "interrupted")["accepted"] is True
+    assert session(db, "s1")["run_id"] is None
