@@ -21,7 +21,7 @@ check: .venv/.dev ## Lint, types and import rules only
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --quiet --check
 	.venv/bin/mypy --no-error-summary
-	.venv/bin/lint-imports --no-logo --quiet
+	.venv/bin/lint-imports --no-logo
 
 demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an agent wake up
 	@$(python) -c 'import pydantic_ai' 2>/dev/null || { echo "installing pydantic-ai for the agent, if it can be had" && \

@@ -1,5 +1,6 @@
 """pgrecall lets an AI agent be woken later: a row in Postgres becomes due, and the agent runs in its session."""
 
+from pgrecall._version import __version__
 from pgrecall.agents import Agent, AgentFactory, CurrentRecall, Retry, current_recall
 from pgrecall.client import RecallScheduler, SyncRecallScheduler
 from pgrecall.errors import (
@@ -19,8 +20,6 @@ from pgrecall.errors import (
 from pgrecall.model import Recall, RecallRun
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Agent",

@@ -39,6 +39,7 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._runs: dict[int, float] = {}
         self._until = 0.0
+        self._unknown: frozenset[int] = frozenset()
         self._changed = threading.Condition()
         self._stopping = False
         self._connection: psycopg.Connection | None = None
@@ -95,9 +96,10 @@ class LeaseKeeper:
         try:
             if self._connection is None or self._connection.broken or self._connection.closed:
                 self._connection = psycopg.connect(self._dsn, autocommit=True)
-            held = set(
+            held = frozenset(
                 database.run_sync(self._connection, calls.renew(self._worker_id, timedelta(seconds=self._lease)))
             )
+            self._release_unheard(held)
         except psycopg.Error as error:
             self._after_failure(describe(error))
             return
@@ -109,6 +111,18 @@ class LeaseKeeper:
                 del self._runs[run]
         if gone:
             self._on_lost(gone, "another worker has them, or they were cancelled")
+
+    def _release_unheard(self, held: frozenset[int]) -> None:
+        """Gives back claims whose answer was lost on its way here; nobody else may while we renew the lease."""
+        assert self._connection is not None  # noqa: S101 (the caller has just used it)
+        with self._changed:
+            unknown = held - self._runs.keys()
+        # Unknown twice, a third of a lease apart: not just an answer that is still on its way.
+        unheard = unknown & self._unknown
+        self._unknown = unknown - unheard
+        if unheard:
+            database.run_sync(self._connection, calls.release(self._worker_id, unheard))
+            logger().warning("claim_unheard", worker_id=self._worker_id, run_ids=sorted(unheard))
 
     def _after_failure(self, error: str) -> None:
         # The margin is the time a cancelled run gets to stop before the lease really ends.

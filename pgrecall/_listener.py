@@ -6,7 +6,6 @@ Reconnects inside. Knows nothing of recalls.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import anyio
 import psycopg
 
+from pgrecall._backoff import Backoff
 from pgrecall.agents import describe
 from pgrecall.telemetry import logger
 
@@ -75,29 +75,6 @@ class Alarm:
             self._moved = anyio.Event()
             with anyio.move_on_after(None if math.isinf(left) else left):
                 await self._moved.wait()
-
-
-class Backoff:
-    """Growing pauses with jitter, so that a fleet does not come back in step.
-
-    Args:
-        first: The first pause, seconds.
-        most: The longest pause, seconds.
-    """
-
-    def __init__(self, first: float, most: float) -> None:
-        self._first = first
-        self._most = most
-        self._next = first
-
-    def reset(self) -> None:
-        """Starts again with the first pause."""
-        self._next = self._first
-
-    def pause(self) -> float:
-        """The next pause, seconds: between half of it and all of it."""
-        pause, self._next = self._next, min(self._next * 2, self._most)
-        return pause * random.uniform(0.5, 1)  # noqa: S311 (jitter, not a secret)
 
 
 class Listener:

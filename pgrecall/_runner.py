@@ -5,15 +5,29 @@ Decides nothing about when or how many; the database decides what becomes of the
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import anyio
+import psycopg
+import psycopg_pool
 
+from pgrecall import calls
+from pgrecall._backoff import Backoff
 from pgrecall.agents import CurrentRecall, Retry, describe, running
+from pgrecall.database import AsyncDatabase
+from pgrecall.errors import RecallError
+from pgrecall.model import ClaimRow, Finished
 from pgrecall.sessions import SessionStore, put_message
+from pgrecall.telemetry import logger
+
+#: A deadline must be a date: nobody notices the difference.
+_LONGEST = timedelta(days=36500)
 
 StopReason = Literal["told to stop", "lease lost", "worker stopping"]
 
@@ -42,6 +56,7 @@ class Run:
         scope: Cancelled to stop the run.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
+        finished: What the database made of the outcome; None: it has not heard it.
     """
 
     recall: CurrentRecall
@@ -50,6 +65,7 @@ class Run:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
     stop_reason: StopReason | None = None
+    finished: Finished | None = None
 
     def stop(self, reason: StopReason) -> None:
         """Tells the run to stop; the first reason counts."""
@@ -57,6 +73,155 @@ class Run:
             self.stop_reason = reason
             self.recall._stop.set()  # noqa: SLF001 (ours)
             self.scope.cancel()
+
+
+class Runner:
+    """Runs claims and tells the database how they ended.
+
+    Args:
+        worker_id: Whose runs.
+        database: Where to tell the outcome.
+        open_agent: Gives, for each run, an async context manager that yields the agent.
+        store: The host's own store, which gets the recall's message first. None: the claim has put it into ours.
+        clock: The database's time now.
+        timeout: Wall-clock limit of a run in seconds, unless its recall has its own.
+        patience: Seconds after which a statement is taken for lost.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        database: AsyncDatabase,
+        open_agent: Callable[[], Any],
+        store: SessionStore | None,
+        *,
+        clock: Callable[[], datetime],
+        timeout: float,
+        patience: float,
+    ) -> None:
+        self._worker_id = worker_id
+        self._database = database
+        self._open_agent = open_agent
+        self._store = store
+        self._clock = clock
+        self._timeout = timeout
+        self._patience = patience
+
+    def begin(self, row: ClaimRow) -> Run:
+        """The run of a claimed recall, not started yet."""
+        assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
+        timeout = float(row.timeout_seconds or self._timeout)
+        recall = CurrentRecall(
+            recall_id=row.recall_id,
+            run_id=row.run_id,
+            session_id=row.session_id,
+            user_id=row.user_id,
+            worker_id=self._worker_id,
+            call_type=row.call_type,
+            nominal_at=row.nominal_at,
+            started_at=row.now_at,
+            deadline=row.now_at + min(timedelta(seconds=timeout), _LONGEST),
+            next_at=row.next_at,
+            attempt=row.attempt,
+            max_attempts=row.max_attempts,
+            deferrals=row.deferrals,
+            additional_context_message=row.additional_context_message,
+            internal_comment=row.internal_comment,
+            metadata=row.metadata,
+            _stop=anyio.Event(),
+        )
+        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return Run(recall=recall, message_id=f"recall:{row.recall_id}:{nominal}", timeout=timeout)
+
+    async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
+        """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
+
+        Args:
+            run: From `begin`.
+            must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
+        """
+        recall = run.recall
+        log = logger().bind(recall_id=recall.recall_id, run_id=recall.run_id, session_id=recall.session_id)
+        log.info(
+            "recall_claimed",
+            nominal_at=recall.nominal_at.isoformat(),
+            lateness_ms=round(recall.lateness.total_seconds() * 1000, 3),
+            attempt=recall.attempt,
+        )
+        started = time.monotonic()
+        try:
+            ending = await run_agent(run, self._open_agent, self._store, self._clock)
+        except anyio.get_cancelled_exc_class():
+            # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
+            run.stop("worker stopping")
+            ending = stopped(run)
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                run.finished = await self._tell(run, ending, must_let_go, log)
+            _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))
+
+    async def _tell(self, run: Run, ending: Ending, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
+        """Tells the outcome again and again until the database has heard it."""
+        failing = Backoff(0.1, 5)
+        complained = False
+        while True:
+            call = calls.finish(
+                run.recall.recall_id,
+                run.recall.run_id,
+                ending.outcome,
+                started_at=run.reached_agent_at,
+                reply=ending.reply,
+                error=ending.error,
+                reason=ending.reason,
+                retry=ending.retry,
+                retry_after=ending.retry_after,
+                counted=ending.counted,
+                append_reply=self._store is None,
+            )
+            try:
+                async with asyncio.timeout(self._patience):
+                    return (await self._database.run(call))[0]
+            except RecallError as error:
+                log.error("loop_error", worker_id=self._worker_id, error=describe(error))
+                if ending.error == describe(error):
+                    return None
+                # The database will never have this outcome (what the agent said, most likely): say so in its place.
+                ending = Ending(outcome="error", error=describe(error))
+            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
+                if not complained:
+                    complained = True
+                    log.error("loop_error", worker_id=self._worker_id, error=describe(error))
+                if must_let_go():
+                    return None
+                await anyio.sleep(failing.pause())
+                with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
+                    await self._database.mend()
+
+
+def _log_ending(log: Any, ending: Ending, finished: Finished | None, seconds: float) -> None:
+    if finished is None or not finished.accepted:
+        log.warning("outcome_refused", outcome=ending.outcome)
+        return
+    next_due_at = finished.due_at.isoformat() if finished.due_at else None
+    match ending.outcome:
+        case "success":
+            log.info("recall_fired", seconds=seconds, status=finished.status, next_trigger_at=next_due_at)
+        case "skipped":
+            log.warning("session_missing")
+        case "interrupted":
+            log.info("run_stopped", reason=ending.reason)
+            if next_due_at is not None:
+                log.info("recall_rescheduled", outcome=ending.outcome, status=finished.status, next_due_at=next_due_at)
+        case _:
+            log.error(
+                "recall_failed",
+                seconds=seconds,
+                outcome=ending.outcome,
+                error=ending.error,
+                status=finished.status,
+                next_due_at=next_due_at,
+            )
 
 
 async def run_agent(

@@ -128,8 +128,9 @@ class AgentFactory:
     """Builds one agent for each run from the host's own parts, and closes them after it.
 
     A part is a value, or something that is opened for each run: an async context manager, or a function without
-    parameters that returns one (or a value, or an awaitable). `build` is called with the opened parts by name and
-    returns the agent, an awaitable of it, or an async context manager that yields it.
+    parameters that returns one (or a value, or an awaitable). A function with parameters is a value like any other.
+    `build` is called with the opened parts by name and returns the agent, an awaitable of it, or an async context
+    manager that yields it.
 
         AgentFactory(build_agent, store=store, tools=tools, mcp=lambda: McpManager(config), optional=("mcp",))
 
@@ -158,7 +159,8 @@ class AgentFactory:
             opened: dict[str, Any] = {}
             for name, part in self._parts.items():
                 try:
-                    opened[name] = await _opened(part, stack)
+                    opens = inspect.isroutine(part) and not inspect.signature(part).parameters
+                    opened[name] = await _opened(part() if opens else part, stack)
                 except Exception as error:
                     if name not in self._optional:
                         raise
@@ -171,9 +173,7 @@ class AgentFactory:
 
 
 async def _opened(part: Any, stack: AsyncExitStack) -> Any:
-    """The part itself, after calling, awaiting or entering it where it is something to call, await or enter."""
-    if inspect.isfunction(part) or inspect.ismethod(part):
-        part = part()
+    """The part itself, after awaiting or entering it where it is something to await or enter."""
     if isinstance(part, Awaitable):
         part = await part
     if hasattr(part, "__aenter__"):

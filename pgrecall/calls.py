@@ -1,4 +1,4 @@
-"""The SQL surface: one pure function for each SQL routine, giving the statement, its values and the shape of the answer.
+"""The SQL surface: one pure function for each routine, giving the statement, its values and the answer's shape.
 
 No I/O here. The async and the sync scheduler both run these, so neither can differ from the other.
 """
@@ -248,6 +248,11 @@ def _printable(text: str | None) -> str | None:
 def renew(worker_id: str, lease: timedelta) -> Call[int]:
     """`pgrecall.renew`."""
     return Call("renew", {"worker_id": worker_id, "lease": lease})
+
+
+def release(worker_id: str, run_ids: Collection[int]) -> Call[int]:
+    """`pgrecall.release`."""
+    return Call("release", {"worker_id": worker_id, "run_ids": list(run_ids)})
 
 
 def register_worker(worker_id: str, concurrency: int, host: str, pid: int, version: str) -> Call[datetime]:

@@ -113,7 +113,7 @@ def _utc(value: Any) -> Any:
 
 
 def _row_factory(row: type[T]) -> Callable[[Any], RowMaker[T]]:
-    wanted = {field.name for field in fields(cast(Any, row))}
+    wanted = {field.name for field in fields(cast("Any", row))}
 
     def for_cursor(cursor: Any) -> RowMaker[T]:
         # A newer minor schema may have more columns than we know.

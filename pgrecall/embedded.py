@@ -511,7 +511,7 @@ def _serves(pid: int, cluster: Path) -> bool:
     """Tell whether the process is a server on this data; a postmaster works in its data directory."""
     if sys.platform == "linux":
         try:
-            return os.path.samefile(f"/proc/{pid}/cwd", cluster)
+            return Path(f"/proc/{pid}/cwd").samefile(cluster)
         except OSError:  # gone, a zombie, or another user's, who cannot serve files of ours
             return False
     return "postgres" in _ps(pid, "command")

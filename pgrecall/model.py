@@ -13,7 +13,7 @@ Outcome = Literal["success", "silent", "error", "timeout", "interrupted", "lost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """One row of `pgrecall.session_recalls`; `\\d+ pgrecall.session_recalls` in psql says what each column means.
+    """One row of `pgrecall.session_recalls`; the comments of its columns say what each means.
 
     All times are aware datetimes in UTC.
     """

@@ -116,5 +116,5 @@ def check(version: int | None) -> None:
 
 
 def included_files() -> list[str]:
-    """The files that install.sql names, in its order: what psql runs. (A test holds it equal to `script_files`.)"""
+    """The files that install.sql names, in its order: what psql runs. A test holds it equal to `script_files`."""
     return re.findall(r"^\s*\\ir\s+(\S+)", _text("install.sql"), flags=re.MULTILINE)

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -25,17 +25,17 @@ import psycopg
 import psycopg_pool
 
 from pgrecall import calls, database
+from pgrecall._backoff import Backoff
 from pgrecall._lease import LeaseKeeper
-from pgrecall._listener import Alarm, Backoff, Listener, ServerClock
-from pgrecall._runner import Ending, Run, StopReason, run_agent, stopped
-from pgrecall.agents import CurrentRecall, agent_opener, describe
+from pgrecall._listener import Alarm, Listener, ServerClock
+from pgrecall._runner import Run, Runner, StopReason
+from pgrecall._version import __version__
+from pgrecall.agents import agent_opener, describe
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError, SettingsError
 from pgrecall.model import ClaimRow
 from pgrecall.sessions import PostgresSessionStore, SessionStore
 from pgrecall.telemetry import logger
-
-_NEVER = timedelta(days=36500)
 
 
 class Worker:
@@ -84,17 +84,27 @@ class Worker:
         self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
-        self._open_agent = agent_opener(agent)
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._concurrency = concurrency
         self._lease = lease
+        # A statement that takes longer than half a lease is taken for lost.
+        self._patience = max(lease / 2, 1)
         self._safety_interval = safety_interval
         self._timeout = timeout
         self._grace = grace
+        self._clock = ServerClock()
+        self._runner = Runner(
+            self.worker_id,
+            self._database,
+            agent_opener(agent),
+            self._host_store,
+            clock=self._clock.now,
+            timeout=timeout,
+            patience=self._patience,
+        )
 
         self._runs: dict[int, Run] = {}
         self._alarm = Alarm()
-        self._clock = ServerClock()
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
         self._settled_at = -math.inf
@@ -119,7 +129,7 @@ class Worker:
 
         lease = LeaseKeeper(self._scheduler.dsn, self.worker_id, self._lease, on_lost)
         register = calls.register_worker(
-            self.worker_id, self._concurrency, socket.gethostname(), os.getpid(), _version()
+            self.worker_id, self._concurrency, socket.gethostname(), os.getpid(), __version__
         )
         listener = Listener(self._listen_dsn, self.worker_id, self._heard, self._on_connected)
         with _unpacked():
@@ -224,19 +234,7 @@ class Worker:
                 logger().info("loop_restored", worker_id=self.worker_id, seconds=round(asked_at - failing_since, 3))
                 failing_since = None
                 failing.reset()
-            claimed = 0
-            for row in rows:
-                if row.run_id is not None:
-                    claimed += 1
-                    self._begin(row, asked_at, runs, lease)
-                elif row.recall_id is not None:
-                    logger().info(
-                        "recall_deferred",
-                        recall_id=row.recall_id,
-                        session_id=row.session_id,
-                        deferrals=row.deferrals,
-                        reason=row.defer_reason,
-                    )
+            claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
                 unsettled.reset()
             if claimed == free:
@@ -244,12 +242,29 @@ class Worker:
             self._arm(rows[0], unsettled)
             await self._alarm.wait()
 
+    def _take(self, rows: list[ClaimRow], asked_at: float, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> int:
+        """Begins the claimed runs, logs the deferred recalls, and says how many were claimed."""
+        claimed = 0
+        for row in rows:
+            if row.run_id is not None:
+                claimed += 1
+                self._begin(row, asked_at, runs, lease)
+            elif row.recall_id is not None:
+                logger().info(
+                    "recall_deferred",
+                    recall_id=row.recall_id,
+                    session_id=row.session_id,
+                    deferrals=row.deferrals,
+                    reason=row.defer_reason,
+                )
+        return claimed
+
     async def _look(self, free: int) -> list[ClaimRow]:
         """Claims up to so many due recalls and learns when to look again: one statement."""
         call = calls.claim(self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None)
         # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
         with anyio.CancelScope(shield=True):
-            async with asyncio.timeout(max(self._lease / 2, 1)):
+            async with asyncio.timeout(self._patience):
                 rows = await self._database.run(call)
         self._clock.sample(rows[0].now_at)
         return rows
@@ -283,114 +298,24 @@ class Worker:
     # Runs
 
     def _begin(self, row: ClaimRow, asked_at: float, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
-        assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
-        timeout = float(row.timeout_seconds or self._timeout)
-        recall = CurrentRecall(
-            recall_id=row.recall_id,
-            run_id=row.run_id,
-            session_id=row.session_id,
-            user_id=row.user_id,
-            worker_id=self.worker_id,
-            call_type=row.call_type,
-            nominal_at=row.nominal_at,
-            started_at=row.now_at,
-            deadline=row.now_at + min(timedelta(seconds=timeout), _NEVER),
-            next_at=row.next_at,
-            attempt=row.attempt,
-            max_attempts=row.max_attempts,
-            deferrals=row.deferrals,
-            additional_context_message=row.additional_context_message,
-            internal_comment=row.internal_comment,
-            metadata=row.metadata,
-            _stop=anyio.Event(),
-        )
-        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        run = Run(recall=recall, message_id=f"recall:{row.recall_id}:{nominal}", timeout=timeout)
-        self._runs[row.run_id] = run
-        lease.add(row.run_id, asked_at)
+        run = self._runner.begin(row)
+        self._runs[run.recall.run_id] = run
+        lease.add(run.recall.run_id, asked_at)
         runs.start_soon(self._run, run, lease)
 
     async def _run(self, run: Run, lease: LeaseKeeper) -> None:
-        recall = run.recall
-        log = logger().bind(recall_id=recall.recall_id, run_id=recall.run_id, session_id=recall.session_id)
-        log.info(
-            "recall_claimed",
-            nominal_at=recall.nominal_at.isoformat(),
-            lateness_ms=round(recall.lateness.total_seconds() * 1000, 3),
-            attempt=recall.attempt,
-        )
-        started = time.monotonic()
         try:
-            try:
-                ending = await run_agent(run, self._open_agent, self._host_store, self._clock.now)
-            except anyio.get_cancelled_exc_class():
-                # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
-                run.stop("worker stopping")
-                ending = stopped(run)
-                raise
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._finish(run, ending, lease, log, round(time.monotonic() - started, 3))
+            await self._runner.run(run, lambda: self._must_let_go(run, lease))
         finally:
-            lease.remove(recall.run_id)
-            self._runs.pop(recall.run_id, None)
+            if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
+                self._given_back += 1
+            lease.remove(run.recall.run_id)
+            self._runs.pop(run.recall.run_id, None)
             self._slot_freed.set()
 
-    async def _finish(self, run: Run, ending: Ending, lease: LeaseKeeper, log: Any, seconds: float) -> None:
-        """Says how the run ended, again and again until the database has heard it or somebody else has the recall."""
-        failing = Backoff(0.1, 5)
-        while True:
-            call = calls.finish(
-                run.recall.recall_id,
-                run.recall.run_id,
-                ending.outcome,
-                started_at=run.reached_agent_at,
-                reply=ending.reply,
-                error=ending.error,
-                reason=ending.reason,
-                retry=ending.retry,
-                retry_after=ending.retry_after,
-                counted=ending.counted,
-                append_reply=self._host_store is None,
-            )
-            try:
-                async with asyncio.timeout(max(self._lease / 2, 1)):
-                    finished = (await self._database.run(call))[0]
-                break
-            except RecallError as error:
-                # The database will not have this outcome, ever: say so in its place.
-                log.error("loop_error", worker_id=self.worker_id, error=describe(error))
-                if ending.outcome == "error" and ending.reply is None and ending.error == describe(error):
-                    raise
-                ending = Ending(outcome="error", error=describe(error))
-            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
-                log.error("loop_error", worker_id=self.worker_id, error=describe(error))
-                if lease.seconds_left < 0 and (run.stop_reason == "lease lost" or self._stopping.is_set()):
-                    log.warning("outcome_refused", outcome=ending.outcome)
-                    return
-                await anyio.sleep(failing.pause())
-                with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
-                    await self._database.mend()
-        next_due_at = finished.due_at.isoformat() if finished.due_at else None
-        if not finished.accepted:
-            log.warning("outcome_refused", outcome=ending.outcome)
-        elif ending.outcome == "success":
-            log.info("recall_fired", seconds=seconds, status=finished.status, next_trigger_at=next_due_at)
-        elif ending.outcome == "skipped":
-            log.warning("session_missing")
-        elif ending.outcome == "interrupted":
-            self._given_back += finished.due_at is not None
-            log.info("run_stopped", reason=ending.reason)
-            log.info("recall_rescheduled", outcome=ending.outcome, status=finished.status, next_due_at=next_due_at)
-        else:
-            log.error(
-                "recall_failed",
-                seconds=seconds,
-                outcome=ending.outcome,
-                error=ending.error,
-                status=finished.status,
-                next_due_at=next_due_at,
-            )
+    def _must_let_go(self, run: Run, lease: LeaseKeeper) -> bool:
+        """Whether there is no point in telling the outcome any longer: somebody else has the recall by now."""
+        return lease.seconds_left < 0 and (run.stop_reason == "lease lost" or self._stopping.is_set())
 
     def _lost(self, run_ids: frozenset[int] | None, reason: str) -> None:
         """The lease keeper says that these runs (None: all) are no longer ours."""
@@ -428,12 +353,6 @@ def _unpacked() -> Iterator[None]:
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         raise error from None
-
-
-def _version() -> str:
-    from pgrecall import __version__
-
-    return __version__
 
 
 async def recall_scheduler_loop(

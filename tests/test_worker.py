@@ -150,9 +150,7 @@ async def test_the_message_and_the_reply_are_in_the_session_and_the_ledger(datab
         await db("insert into pgrecall.session_messages (session_id, role, content) values ('s1', 'user', 'hi')")
         recall_id = await db.recall("s1", message="check the oven")
         await db.ended(recall_id)
-        assert await db(
-            "select role, content from pgrecall.session_messages where session_id = 's1' and in_context order by position"
-        ) == [
+        assert await db("select role, content from pgrecall.session_messages where in_context order by position") == [
             ("user", "hi"),
             ("system", "[Scheduled recall] check the oven"),
             ("assistant", "did check the oven"),

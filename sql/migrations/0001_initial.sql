@@ -133,7 +133,9 @@ create table pgrecall.session_recalls (
     constraint interval_seconds_and_cron_exclude_each_other
         check (interval_seconds is null or cron is null),
     constraint cron_needs_a_time_zone
-        check (cron is null or time_zone is not null)
+        check (cron is null or time_zone is not null),
+    constraint end_at_must_not_be_before_trigger_at
+        check (end_at >= trigger_at)
 ) with (fillfactor = 80);
 comment on table pgrecall.session_recalls is
     'Recalls: at trigger_at, put additional_context_message into the session and run its agent. A plain INSERT of session_id, trigger_at and additional_context_message is a complete request; UPDATE and DELETE work at any time.';

@@ -159,7 +159,7 @@ $$;
 comment on function pgrecall._end_lost_run(pgrecall.session_recalls) is
     'Ends a run whose worker has lost its lease: recorded as lost, then due again at once while attempts are left. Called by _expire_leases, which holds the row lock.';
 
-create or replace function pgrecall._expire_leases(for_worker text)
+create or replace function pgrecall._expire_leases()
 returns void
 language plpgsql
 volatile
@@ -177,8 +177,8 @@ begin
     from (
         select w.id
         from pgrecall.workers as w
-        where (w.lease_until <= v_now or w.seen_at < v_now - interval '5 minutes')
-            and w.id <> for_worker
+        where w.lease_until <= v_now
+            or w.seen_at < v_now - interval '5 minutes'
         for update skip locked
     ) as worker;
 
@@ -202,7 +202,6 @@ begin
         select w.id
         from pgrecall.workers as w
         where w.lease_until is not null
-            and w.id <> for_worker
         for update skip locked
     ) as worker;
     update pgrecall.workers
@@ -221,8 +220,8 @@ begin
         and workers.seen_at < v_now - interval '5 minutes';
 end;
 $$;
-comment on function pgrecall._expire_leases(text) is
-    'Gives back the claims of other workers whose lease has passed, and forgets workers not seen for five minutes. Called by claim when some lease has passed. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
+comment on function pgrecall._expire_leases() is
+    'Gives back the claims of workers whose lease has passed, and forgets workers not seen for five minutes. Called by claim when some lease has passed. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -270,8 +269,9 @@ begin
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
-    -- A worker that comes back after its lease has passed waits for whoever is giving its claims back, here, where it
-    -- holds nothing that the other one may want.
+    -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it does
+    -- not know of, because the answer of an earlier claim() got lost. If another worker is giving them back right now
+    -- it waits here, where it holds nothing that the other one may want.
     perform
     from pgrecall.workers as w
     where w.id = claim.worker_id
@@ -281,9 +281,8 @@ begin
         select
         from pgrecall.workers as w
         where w.lease_until <= v_now
-            and w.id <> claim.worker_id
     ) then
-        perform pgrecall._expire_leases(claim.worker_id);
+        perform pgrecall._expire_leases();
         v_made_due := true;
     end if;
 
@@ -490,6 +489,35 @@ end;
 $$;
 comment on function pgrecall.renew(text, interval) is
     'Prolongs a worker''s lease and returns the runs that are still its own; any other run it thinks it has must stop. Called by a worker that has runs, every third of its lease. Locks: its row in workers, so that it either comes before an expiry or finds its runs gone.';
+
+create or replace function pgrecall.release(worker_id text, run_ids bigint[])
+returns integer
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+    v_released integer := 0;
+begin
+    for v_recall in
+        select held.*
+        from pgrecall.session_recalls as held
+        where held.run_id = any(run_ids)
+            and held.worker_id = release.worker_id
+        for no key update
+    loop
+        perform pgrecall.finish(
+            v_recall.id, v_recall.run_id, 'interrupted',
+            reason => 'its worker never heard of the claim', retry => true, counted => false
+        );
+        v_released := v_released + 1;
+    end loop;
+    return v_released;
+end;
+$$;
+comment on function pgrecall.release(text, bigint[]) is
+    'Gives back claims whose answer never reached their worker, without counting an attempt, and returns how many. Called by a worker when renew() names runs that it does not have. Locks: recalls, then sessions.';
 
 create or replace function pgrecall.register_worker(
     worker_id text,

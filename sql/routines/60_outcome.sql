@@ -31,7 +31,7 @@ begin
     else
         v_rest := 0;
         v_at := v_first;
-        while v_at < next_at and v_rest < 100 * v_most loop
+        while v_at < next_at and v_rest < 10 * v_most loop
             v_rest := v_rest + 1;
             v_at := pgrecall._next_occurrence(recall, v_at);
         end loop;
@@ -48,7 +48,7 @@ begin
 end;
 $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
-    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 100,000 more). Called by _end_occurrence.';
+    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more). Called by _end_occurrence.';
 
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void
@@ -220,4 +220,4 @@ begin
 end;
 $$;
 comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean) is
-    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure makes a recurring one pending at its next time; any other is tried again after retry_after (null: _retry_delay) if retry is true and attempts are left, else it is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Locks: recall, then session.';
+    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Locks: recall, then session.';

@@ -17,6 +17,7 @@ from sqltools import (
     add,
     add_recurring,
     call,
+    call_one,
     change,
     claim,
     claim_one,
@@ -285,6 +286,7 @@ def test_a_recall_of_a_taken_session_waits_with_a_reason_and_is_tried_again(db: 
     again = claim(db)
     assert (again.deferred, again.next_due_at) == ([], NOW + MINUTE)
     set_clock(db, NOW + MINUTE)
+    call(db, "renew", worker_id=recall(db, run["recall_id"])["worker_id"])
     (deferred,) = claim(db).deferred
     assert (deferred["deferrals"], deferred["defer_reason"]) == (2, f"session taken by run {run['run_id']}")
 
@@ -448,13 +450,26 @@ def test_a_dead_workers_run_is_recorded_and_goes_to_another_worker_in_the_same_c
     assert len(messages(db, "s1")) == 1
 
 
-def test_a_worker_does_not_expire_its_own_lease(db: psycopg.Connection) -> None:
-    """It can still renew: it has proven that it is alive."""
-    add(db, "s1", NOW)
-    run = claim_one(db, "w1")
+def test_a_worker_whose_own_lease_has_passed_loses_its_claims_like_any_other(db: psycopg.Connection) -> None:
+    """Also those it does not know of, because the answer to its claim was lost on the way."""
+    name = add(db, "s1", NOW)
+    first = claim_one(db, "w1")
     set_clock(db, NOW + MINUTE)
-    assert claim(db, "w1").runs == []
-    assert [one["renew"] for one in call(db, "renew", worker_id="w1")] == [run["run_id"]]
+    second = claim_one(db, "w1")
+    assert (second["recall_id"], second["attempt"]) == (name, 2)
+    assert outcomes(db, name) == ["lost"]
+    assert finish(db, first)["accepted"] is False
+    assert [one["renew"] for one in call(db, "renew", worker_id="w1")] == [second["run_id"]]
+
+
+def test_claims_that_their_worker_never_heard_of_are_given_back_uncounted(db: psycopg.Connection) -> None:
+    name = add(db, "s1", NOW)
+    run = claim_one(db, "w1")
+    assert call_one(db, "release", worker_id="w2", run_ids=[run["run_id"]]) == {"release": 0}
+    assert call_one(db, "release", worker_id="w1", run_ids=[run["run_id"]]) == {"release": 1}
+    assert (recall(db, name)["status"], recall(db, name)["attempt"]) == ("pending", 0)
+    assert session(db, "s1")["run_id"] is None
+    assert outcomes(db, name) == ["interrupted"]
 
 
 def test_a_late_finish_is_refused_and_noted(db: psycopg.Connection) -> None:

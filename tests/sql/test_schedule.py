@@ -158,6 +158,7 @@ CHECKS: list[tuple[str, Row]] = [
         {"call_type": "recurring", "interval_seconds": 60, "cron": "@daily", "time_zone": "UTC"},
     ),
     ("cron_needs_a_time_zone", {"call_type": "recurring", "cron": "@daily"}),
+    ("end_at_must_not_be_before_trigger_at", {"end_at": "2001-01-01 00:00:00+00"}),
 ]
 
 
