@@ -193,6 +193,18 @@ def ensure(dsn: str) -> None:
             schema.check(version)
 
 
+#: A role or database may have another default; the look for the next due recall needs a snapshot for each statement.
+_READ_COMMITTED = b"set default_transaction_isolation = 'read committed'"
+
+
+async def _configure_async(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.execute(_READ_COMMITTED)
+
+
+def _configure_sync(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(_READ_COMMITTED)
+
+
 class AsyncDatabase:
     """A lazily opened pool of autocommit connections that runs Calls.
 
@@ -233,6 +245,7 @@ class AsyncDatabase:
                     name="pgrecall",
                     timeout=self._patience,
                     reconnect_timeout=_RECONNECT_TIMEOUT,
+                    configure=_configure_async,
                 )
                 await pool.open()
                 self._pool = pool
@@ -294,6 +307,7 @@ class SyncDatabase:
                     name="pgrecall",
                     timeout=self._patience,
                     reconnect_timeout=_RECONNECT_TIMEOUT,
+                    configure=_configure_sync,
                 )
                 pool.open()
                 self._pool = pool

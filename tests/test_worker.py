@@ -604,6 +604,18 @@ async def test_the_scheduler_loop_survives_a_database_that_is_not_there_yet(serv
                 await loop
 
 
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_role_with_another_default_isolation_level_changes_nothing(database: str, isolation: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db:
+        name = (await db("select quote_ident(current_database())"))[0]
+        await db(f"alter database {name} set default_transaction_isolation = '{isolation}'")
+        async with working(database, agent):
+            await db.session("s1", "s2")
+            await db.ended(await db.recall("s1"))
+            await db.ended(await db.recall("s2", "now() + interval '0.2 seconds'"))
+
+
 async def test_times_in_a_run_are_utc(database: str) -> None:
     agent = Recorder()
     async with sql(database) as db, working(database + "&options=-c%20timezone%3DAsia%2FTokyo", agent):

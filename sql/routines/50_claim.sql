@@ -269,6 +269,11 @@ begin
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'claim() needs the isolation level read committed, this transaction is %',
+            current_setting('transaction_isolation')
+            using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall.';
+    end if;
     -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it does
     -- not know of, because the answer of an earlier claim() got lost. If another worker is giving them back right now
     -- it waits here, where it holds nothing that the other one may want.

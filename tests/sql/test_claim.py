@@ -647,24 +647,6 @@ def test_an_idle_worker_is_seen_to_be_alive(db: psycopg.Connection) -> None:
     assert value(db, "select seen_at from pgrecall.workers") == NOW + 31 * SECOND
 
 
-@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
-def test_a_claim_in_another_isolation_level_never_takes_a_recall_twice(
-    two: tuple[psycopg.Connection, psycopg.Connection], level: IsolationLevel
-) -> None:
-    """Workers use READ COMMITTED; a database whose default is another one must not break exclusion."""
-    first, second = two
-    name = add(first, "s1", NOW)
-    second.isolation_level = level
-    try:
-        with second.transaction():
-            second.execute("select count(*) from pgrecall.session_recalls")
-            claim_one(first, "w1")
-            assert claim(second, "w2").runs == []
-    except psycopg.errors.SerializationFailure:
-        pass
-    assert recall(first, name)["worker_id"] == "w1"
-
-
 def test_a_worker_that_comes_back_with_waiting_work_does_not_deadlock_with_its_expiry(database: str) -> None:
     """The expiry holds the worker's row and wants the session; the worker's claim holds the session."""
     with (
@@ -710,3 +692,12 @@ def test_an_expiry_that_has_to_wait_does_not_hold_up_live_workers(database: str)
             assert claim(live, "live").recall_ids == [free]
             assert len(call(live, "renew", worker_id="live")) == 2
         expiring.result()
+
+
+@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+def test_a_claim_with_one_snapshot_for_all_its_statements_is_refused(database: str, level: IsolationLevel) -> None:
+    with psycopg.connect(database) as connection:
+        connection.isolation_level = level
+        with refused(connection, "PR005") as caught:
+            call(connection, "claim", worker_id="w1", up_to=1)
+    assert "read committed" in str(caught.value)
