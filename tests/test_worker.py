@@ -513,6 +513,36 @@ async def test_a_blocking_agent_does_not_cost_its_worker_the_lease(database: str
     assert rival.runs == []
 
 
+@pytest.mark.parametrize("worker_is", ["busy", "idle"])
+async def test_a_claim_whose_answer_never_arrived_is_given_back_and_runs(database: str, worker_is: str) -> None:
+    """The connection broke after the commit: the database thinks that the worker has the recall, the worker does not."""
+    release = anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.session_id == "busy":
+            await release.wait()
+        return None
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent, lease=0.9, safety_interval=0.3) as worker:
+        await db.session("busy", "s1")
+        if worker_is == "busy":
+            await db.recall("busy")
+            await agent.count(1)
+        async with db.connection.transaction():
+            recall_id = await db.recall("s1")
+            claimed = await db("select recall_id from pgrecall.claim(%s, 3, interval '0.9 seconds')", worker.worker_id)
+            assert claimed == [recall_id]
+        await db.ended(recall_id)
+        outcomes = await db(
+            "select outcome, attempt from pgrecall.recall_runs where recall_id = %s order by id", recall_id
+        )
+        assert outcomes == (
+            [("interrupted", 1), ("success", 1)] if worker_is == "busy" else [("lost", 1), ("success", 2)]
+        )
+        release.set()
+
+
 async def test_a_worker_whose_own_clock_is_wrong_fires_on_time(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600)
