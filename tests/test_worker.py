@@ -515,7 +515,7 @@ async def test_a_blocking_agent_does_not_cost_its_worker_the_lease(database: str
 
 @pytest.mark.parametrize("worker_is", ["busy", "idle"])
 async def test_a_claim_whose_answer_never_arrived_is_given_back_and_runs(database: str, worker_is: str) -> None:
-    """The connection broke after the commit: the database thinks that the worker has the recall, the worker does not."""
+    """The connection broke after the commit: the database thinks that the worker has it, the worker does not."""
     release = anyio.Event()
 
     async def then(recall: CurrentRecall) -> str | None:

@@ -35,7 +35,7 @@ begin
     v_due := extract(epoch from new.due_at) * 1000000;
 
     -- This transaction has announced a time that is no later: one message wakes for both.
-    v_told := nullif(current_setting('pgrecall.told', true), '');
+    v_told := nullif(current_setting('pgrecall.told', true), '')::bigint;
     if v_told <= v_due then
         return null;
     end if;

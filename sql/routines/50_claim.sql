@@ -256,8 +256,8 @@ as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := pgrecall.clock();
-    v_claimed pgrecall.session_recalls[] := '{}';
-    v_deferred pgrecall.session_recalls[] := '{}';
+    v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
+    v_deferred pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_looked integer := 0;
     v_made_due boolean := false;
     v_settled boolean := false;
@@ -339,7 +339,7 @@ begin
                 defer_reason = null
             from chosen
             where recall.id = chosen.id
-            returning recall.*
+            returning recall
         ),
         deferred as (
             update pgrecall.session_recalls as recall
@@ -350,7 +350,7 @@ begin
             left join chosen as mate on mate.session_id = ranked.session_id
             where recall.id = ranked.id
                 and (ranked.taken_by is not null or ranked.place > 1)
-            returning recall.*
+            returning recall
         ),
         taken as (
             update pgrecall.sessions as session
@@ -359,26 +359,26 @@ begin
                 has_waiting = session.has_waiting or deferred.session_id is not null
             from (select distinct ranked.session_id from ranked) as touched
             left join chosen on chosen.session_id = touched.session_id
-            left join (select distinct deferred.session_id from deferred) as deferred
+            left join (select distinct (deferred.recall).session_id from deferred) as deferred
                 on deferred.session_id = touched.session_id
             where session.id = touched.session_id
         ),
         injected as (
             insert into pgrecall.session_messages (session_id, id, role, content, metadata)
             select
-                claimed.session_id,
-                pgrecall.occurrence_message_id(claimed.id, claimed.nominal_at),
+                (claimed.recall).session_id,
+                pgrecall.occurrence_message_id((claimed.recall).id, (claimed.recall).nominal_at),
                 'system',
-                '[Scheduled recall] ' || claimed.additional_context_message,
-                jsonb_build_object('recall_id', claimed.id, 'run_id', claimed.run_id)
+                '[Scheduled recall] ' || (claimed.recall).additional_context_message,
+                jsonb_build_object('recall_id', (claimed.recall).id, 'run_id', (claimed.recall).run_id)
             from claimed
             where claim.inject
             on conflict do nothing
         )
         select
             (select count(*) from due),
-            coalesce((select array_agg(claimed) from claimed), '{}'),
-            coalesce((select array_agg(deferred) from deferred), '{}')
+            coalesce((select array_agg(claimed.recall) from claimed), v_claimed),
+            coalesce((select array_agg(deferred.recall) from deferred), v_deferred)
         into v_looked, v_claimed, v_deferred;
         v_made_due := v_made_due or cardinality(v_deferred) > 0;
     end if;

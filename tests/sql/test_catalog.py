@@ -285,4 +285,6 @@ def test_plpgsql_check_has_nothing_to_say(database: str) -> None:
                 one["is_trigger"],
             )
         ]
-    assert said == []
+    # The parameters of the contract are called so.
+    allowed = [f'name of parameter "{name}" is reserved keyword' for name in ("limit", "offset")]
+    assert [(routine, message) for routine, message in said if message not in allowed] == []
