@@ -27,7 +27,8 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pgrecall.embedded import EmbeddedPostgres, _system_binaries, _wheel_binaries
+from pgrecall.embedded import EmbeddedPostgres
+from pgrecall.embedded.binaries import _system_binaries, _wheel_binaries
 
 SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pgrecall
 from pgrecall import doctor, schema
-from pgrecall.cli import cli
+from pgrecall.cli.app import cli
 
 ROOT = Path(pgrecall.__file__).parent.parent
 UNREACHABLE = "host=127.0.0.1 port=1 connect_timeout=2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 
+import pgrecall
 from pgrecall import SettingsError, demo
 
-SOURCES = str(Path(demo.__file__).parent.parent)
+DEADLINE = 60.0  # seconds; the demo itself gives up earlier, also on a slow machine
+SOURCES = str(Path(next(iter(pgrecall.__path__))).parent)
 START = "import json, sys; from pgrecall.demo import main; sys.exit(main(**json.loads(sys.argv[1])))"
 FAILING_AGENT = """
 async def agent(*, session_id: str, user_message: str) -> str:
@@ -27,7 +30,10 @@ async def agent(*, session_id: str, user_message: str) -> str:
     return "done"
 """
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the embedded PostgreSQL is for POSIX systems")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the embedded PostgreSQL is for POSIX systems"),
+    pytest.mark.timeout(4 * DEADLINE),  # a test waits for a demo, for its processes, and again after a failure
+]
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,12 @@ class Place:
 
     def run(self, **arguments: Any) -> tuple[int, str, str]:
         process = self.start(**arguments)
-        output, errors = process.communicate(timeout=45)
+        output, errors = process.communicate(timeout=DEADLINE)
         return process.returncode, output, errors
 
     def processes(self) -> list[str]:
         """The command lines of all processes that name the directory: the server and, by its DSN, each worker."""
-        listed = subprocess.run(["ps", "-A", "-ww", "-o", "command="], capture_output=True, text=True, check=True)
-        return [line for line in listed.stdout.splitlines() if str(self.directory) in line]
+        return [line for line in command_lines() if str(self.directory) in line]
 
     def workers(self) -> list[str]:
         return [line for line in self.processes() if " worker " in line]
@@ -69,8 +74,20 @@ class Place:
         assert [path.name for path in self.directory.iterdir() if path.name.startswith("pgrecall-")] == []
 
 
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+def command_lines() -> list[str]:
+    """The command lines of all processes: from /proc, because a bare Linux has no ps; elsewhere ps is always there."""
+    if sys.platform != "linux":
+        listed = subprocess.run(["ps", "-A", "-ww", "-o", "command="], capture_output=True, text=True, check=True)
+        return listed.stdout.splitlines()
+    lines = []
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # no process, or one that has ended meanwhile
+            lines.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return lines
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, what()
         time.sleep(0.05)
@@ -86,7 +103,7 @@ def place() -> Iterator[Place]:
         for process in place.started:  # after a failed test: let it clean up
             if process.poll() is None:
                 process.terminate()
-                process.communicate(timeout=20)
+                process.communicate(timeout=DEADLINE)
 
 
 def test_every_recall_fires_although_a_worker_is_killed(place: Place) -> None:
@@ -134,10 +151,10 @@ def test_an_agent_that_cannot_be_loaded_ends_the_demo_with_the_reason(place: Pla
 
 def test_an_interrupted_demo_leaves_nothing_running(place: Place) -> None:
     process = place.start(workers=2, recalls=6, seconds=30)
-    wait_until(lambda: len(place.workers()) == 2, lambda: f"running: {place.processes()}", seconds=20)
+    wait_until(lambda: len(place.workers()) == 2, lambda: f"running: {place.processes()}")
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 130
     assert "interrupted" in errors

@@ -18,8 +18,8 @@ import psycopg
 import pytest
 
 import pgrecall
-from pgrecall import embedded
-from pgrecall.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_binaries
+from pgrecall.embedded import EmbeddedPostgres, EmbeddedPostgresError, account, binaries, find_binaries
+from pgrecall.embedded.ownership import is_alive
 
 SECONDS = 30.0
 SOURCES = str(Path(next(iter(pgrecall.__path__))).parent)
@@ -122,7 +122,7 @@ def test_a_killed_owner_leaves_no_server_and_no_scratch_directory(tmp_path: Path
         assert scratch.exists()
         with closing(psycopg.connect(dsn)):  # a connected client does not keep the server up
             owner.kill()
-            wait_until(lambda: not embedded._is_alive(pid), "the server ended")
+            wait_until(lambda: not is_alive(pid), "the server ended")
             wait_until(lambda: not scratch.exists(), "the scratch directory is gone")
     assert temporary or not (data / "postgres" / "postmaster.pid").exists(), "the shutdown was not a clean one"
 
@@ -133,7 +133,7 @@ def test_a_successor_waits_for_the_server_of_a_killed_owner(tmp_path: Path) -> N
         write_row(dsn)
         owner.kill()
         with EmbeddedPostgres(tmp_path / "data") as successor:
-            assert not embedded._is_alive(pid)
+            assert not is_alive(pid)
             assert value(successor.dsn, "SELECT answer FROM kept") == 42
 
 
@@ -150,7 +150,7 @@ def test_an_owner_that_exits_without_stop_leaves_no_server(tmp_path: Path) -> No
     script = "from pgrecall.embedded import EmbeddedPostgres; s = EmbeddedPostgres().start(); print(s.pid, s.dsn)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     pid, dsn = done.stdout.split()
-    wait_until(lambda: not embedded._is_alive(int(pid)), "the server ended")
+    wait_until(lambda: not is_alive(int(pid)), "the server ended")
     wait_until(lambda: not socket_directory(dsn).exists(), "the scratch directory is gone")
 
 
@@ -166,7 +166,7 @@ def test_stop_ends_the_server_while_a_fork_of_the_owner_lives_on() -> None:
     try:
         pid = server.pid
         server.stop()
-        assert not embedded._is_alive(pid)
+        assert not is_alive(pid)
     finally:
         os.close(hold)
         os.close(release)
@@ -344,7 +344,7 @@ def test_there_is_no_tcp_dsn_without_a_port() -> None:
 def test_the_caller_s_environment_does_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in {"PGPORT": "1", "PGDATA": "/nowhere", "PGTZ": "Asia/Tokyo", "LC_ALL": "xx", "TZ": "x"}.items():
         monkeypatch.setenv(name, content)
-    seen = embedded._Account().run("env").stdout.splitlines()
+    seen = account.Account().run("env").stdout.splitlines()
     assert {line for line in seen if line.startswith(("PG", "LC_ALL=", "TZ="))} == {"LC_ALL=C", "TZ=UTC"}
     with EmbeddedPostgres() as server:
         assert value(server.dsn, "SELECT current_setting('server_encoding')") == "UTF8"
@@ -384,8 +384,8 @@ def test_stop_and_start_may_be_repeated(tmp_path: Path) -> None:
 
 
 def test_without_binaries_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_wheel_binaries", lambda: None)
-    monkeypatch.setattr(embedded, "_system_binaries", lambda: None)
+    monkeypatch.setattr(binaries, "_wheel_binaries", lambda: None)
+    monkeypatch.setattr(binaries, "_system_binaries", lambda: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pgrecall\[embedded\]'"):
         EmbeddedPostgres().start()
 
@@ -397,11 +397,20 @@ def test_given_binaries_are_used_or_refused_but_never_replaced(tmp_path: Path) -
     assert find_binaries(place) == place
 
 
+@pytest.mark.parametrize("name", ["file", "file/data"])
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    server = EmbeddedPostgres(tmp_path / name)
+    with pytest.raises(EmbeddedPostgresError, match=f"no server can keep its data in {tmp_path / name}: "):
+        server.start()
+    assert not socket_directory(server.dsn).exists()
+
+
 def test_the_newest_installed_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("postgres", "initdb"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setattr(embedded, "_wheel_binaries", lambda: None)
+    monkeypatch.setattr(binaries, "_wheel_binaries", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     installed = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda place: float(place.parent.name))
     assert find_binaries() == (installed[-1] if installed else tmp_path)
@@ -415,17 +424,17 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become som
 def test_root_without_user_namespaces_runs_the_server_as_another_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
-    monkeypatch.setattr(embedded, "_can_run", lambda prefix: False)
-    binaries = find_binaries()
+    monkeypatch.setattr(account, "_can_run", lambda prefix: False)
+    place = find_binaries()
     if not readable:
-        package = tmp_path / "private" / binaries.parent.parent.name
-        shutil.copytree(binaries.parent, package / binaries.parent.name, symlinks=True)
-        libraries = binaries.parent.parent.parent / f"{package.name}.libs"
+        package = tmp_path / "private" / place.parent.parent.name
+        shutil.copytree(place.parent, package / place.parent.name, symlinks=True)
+        libraries = place.parent.parent.parent / f"{package.name}.libs"
         if libraries.is_dir():
             shutil.copytree(libraries, package.parent / libraries.name, symlinks=True)
         package.parent.chmod(0o700)
-        binaries = package / binaries.parent.name / "bin"
-    with EmbeddedPostgres(binaries=binaries) as server:
+        place = package / place.parent.name / "bin"
+    with EmbeddedPostgres(binaries=place) as server:
         dsn = server.dsn
         assert Path(f"/proc/{server.pid}").stat().st_uid != 0
         write_row(dsn)
@@ -441,7 +450,7 @@ def test_data_of_another_user_is_served_as_that_user_and_stays_theirs(monkeypatc
         data = socket_directory(place.dsn).with_name(f"{socket_directory(place.dsn).name}-data")
     try:
         with monkeypatch.context() as without_namespaces:
-            without_namespaces.setattr(embedded, "_can_run", lambda prefix: False)
+            without_namespaces.setattr(account, "_can_run", lambda prefix: False)
             with EmbeddedPostgres(data) as first:
                 write_row(first.dsn)
         owner = (data / "postgres").stat().st_uid

@@ -82,7 +82,7 @@ def test_the_wheel_says_that_it_is_typed(files: list[str]) -> None:
 
 
 def test_the_wheel_holds_nothing_else(files: list[str]) -> None:
-    modules = {f"pgrecall/{path.name}" for path in (ROOT / "pgrecall").glob("*.py")} | {"pgrecall/py.typed"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pgrecall").rglob("*.py")} | {"pgrecall/py.typed"}
     assert {name for name in files if not name.startswith("pgrecall/sql/") and ".dist-info/" not in name} == modules
 
 

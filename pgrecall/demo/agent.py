@@ -1,6 +1,6 @@
 """The agent that `pgrecall demo` runs, and a pattern for your own: an object with one coroutine method.
 
-    pgrecall worker --agent pgrecall.demo_agent:agent
+    pgrecall worker --agent pgrecall.demo.agent:agent
 
 It reads the session's history from the default store and lets a model answer. The model works offline: it finds in the
 history who is talking and about what, and joins that with the recall's message. With pydantic-ai installed it is a

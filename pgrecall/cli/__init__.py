@@ -1,0 +1,29 @@
+"""The command line: arguments in, one call of the scheduler, the schema, a worker or the doctor, and its answer out.
+
+People get tables and sentences, programs get JSON (`--json`) and exit codes. Errors are one line, never a traceback.
+Here is only which verbs there are; it must not know what one of them does.
+"""
+
+from __future__ import annotations
+
+from pgrecall.cli import change, look, operate, run, schedule
+from pgrecall.cli.app import cli
+
+for _verb in (  # the order in which one meets them is the order of --help
+    run.demo,
+    operate.migrate,
+    run.worker,
+    schedule.schedule,
+    look.list_,
+    look.show,
+    change.cancel,
+    change.skip,
+    change.reschedule,
+    operate.doctor,
+):
+    cli.add_command(_verb)
+
+
+def main() -> None:
+    """Runs the program on the arguments of this process."""
+    cli(prog_name="pgrecall")

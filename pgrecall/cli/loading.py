@@ -1,0 +1,47 @@
+"""From `--agent module:attribute` to the object: what to import, and what to say if that fails.
+
+Knows no verb, and not what an agent is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from pgrecall.cli.errors import WrongUsage
+from pgrecall.doctor.finding import one_line
+from pgrecall.errors import AgentError
+
+
+def load(path: str) -> Any:
+    """Imports `module:attribute`, looking in the current directory first."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise WrongUsage(f"--agent is {path!r}", hint="Write --agent module:attribute, for example myapp.agents:agent.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise _import_failed(module_name, error) from error
+        raise WrongUsage(
+            f"--agent: there is no module {error.name!r}", hint=f"Looked in {Path.cwd()} and in Python's own path."
+        ) from error
+    except Exception as error:
+        raise _import_failed(module_name, error) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            near = difflib.get_close_matches(name, dir(found), n=1)
+            public = ", ".join(known for known in dir(found) if not known.startswith("_"))
+            hint = f"Did you mean {near[0]}?" if near else f"It has {public[:200] or 'nothing public'}."
+            raise WrongUsage(f"--agent: {module_name} has no attribute {name!r}", hint=hint)
+        found = getattr(found, name)
+    return found
+
+
+def _import_failed(module_name: str, error: Exception) -> AgentError:
+    message = f"--agent: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
+    return AgentError(message, hint="--debug shows the traceback.")

@@ -1,0 +1,127 @@
+"""The verbs that only look at recalls: `list` and `show`.
+
+Changes nothing, and does not know how a recall is shown.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+import psycopg
+
+from pgrecall import database
+from pgrecall.calls import Call, list_recalls
+from pgrecall.cli import tables
+from pgrecall.cli.answers import print_json
+from pgrecall.cli.app import Verb, exclusive
+from pgrecall.cli.target import EVERYTHING, Target, clock, session_must_exist
+from pgrecall.model import Recall
+
+
+@click.command("list", cls=Verb)
+@click.option("--session", help="Only this session's.")
+@click.option("--user", help="Only recalls of sessions that this user owns.")
+@click.option("--all", "everything", is_flag=True, help="Everything: the default.")
+@click.option(
+    "--status", multiple=True, type=click.Choice(list(tables.STATUS_STYLES)), help="Only these; may be repeated."
+)
+@click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True)
+@click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True)
+@click.pass_obj
+def list_(
+    target: Target,
+    *,
+    session: str | None,
+    user: str | None,
+    everything: bool,
+    status: tuple[str, ...],
+    limit: int,
+    offset: int,
+) -> None:
+    """List recalls, newest trigger_at first.
+
+    Without --session and --user: all, since
+    whoever has a DSN is an operator.
+    """
+    exclusive({"--all": everything or None, "--user": user})
+    exclusive({"--all": everything or None, "--session": session})
+    with target.open() as (_, connection):
+        call = list_recalls(
+            session_id=session,
+            user_id=user,
+            is_admin=session is None and user is None,
+            limit=EVERYTHING if status else limit,
+            offset=0 if status else offset,
+        )
+        if status:
+            outer = {"only_status": list(status), "only_limit": limit, "only_offset": offset}
+            call = _RecallsByStatus(call.function, {**call.arguments, **outer}, Recall)
+        recalls = database.run_sync(connection, call)
+        if session is not None and not recalls:
+            session_must_exist(connection, session)
+        now = clock(connection)
+    if target.as_json:
+        print_json(recalls)
+    elif recalls:
+        tables.print_recalls(recalls, now)
+        if len(recalls) == limit:
+            click.echo(f"{limit} shown; for more: --offset {offset + limit}")
+    else:
+        click.echo("no recalls")
+
+
+class _RecallsByStatus(Call[Recall]):
+    """`list_recalls`, of certain statuses only; its limit and offset count these."""
+
+    @property
+    def statement(self) -> str:
+        """The function's answer, filtered where the data is."""
+        inner = Call(self.function, {name: None for name in self.arguments if not name.startswith("only_")}, Recall)
+        return (
+            f"select recall.* from ({inner.statement}) as recall where recall.status = any(%(only_status)s)"  # noqa: S608 (names only)
+            " order by recall.trigger_at desc, recall.id desc limit %(only_limit)s offset %(only_offset)s"
+        )
+
+
+@click.command(cls=Verb)
+@click.argument("recall_id")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many runs.")
+@click.pass_obj
+def show(target: Target, *, recall_id: str, limit: int) -> None:
+    """Show a recall, its next times and its runs."""
+    with target.open() as (scheduler, connection):
+        recall = scheduler.get_recall(recall_id, connection=connection)
+        runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)
+        now = clock(connection)
+        following = _following(connection, recall, now)
+    if target.as_json:
+        print_json({"recall": recall, "next": following, "runs": runs})
+    else:
+        tables.print_recall(recall, runs, following, now)
+
+
+def _following(connection: psycopg.Connection[Any], recall: Recall, now: datetime, most: int = 5) -> list[datetime]:
+    """The next nominal times of a recurring recall that has not ended, the one under way left out."""
+    if recall.call_type != "recurring" or recall.status not in ("pending", "running"):
+        return []
+    times = [] if recall.run_id is not None else [recall.trigger_at]
+    after = max(recall.trigger_at, now)
+    while len(times) < most:
+        if recall.cron is not None:
+            arguments = {"expression": recall.cron, "time_zone": recall.time_zone, "after": after}
+            call: Call[datetime | None] = Call("cron_next", arguments)
+            following = database.run_sync(connection, call)[0]
+        else:
+            step = timedelta(seconds=recall.interval_seconds or 1)
+            passed = (after - recall.trigger_at) // step
+            try:
+                following = recall.trigger_at + step * (passed + 1)
+            except OverflowError:
+                following = None
+        if following is None or (recall.end_at is not None and following > recall.end_at):
+            break
+        times.append(following)
+        after = following
+    return times

@@ -1,0 +1,109 @@
+"""The verbs that run until something ends them: `worker` and `demo`; signals, and where the log goes.
+
+Knows neither when a recall is due nor what the demo shows. What they run is imported when they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+import structlog
+
+from pgrecall.cli import times
+from pgrecall.cli.answers import print_json
+from pgrecall.cli.app import Verb
+from pgrecall.cli.loading import load
+from pgrecall.cli.target import Target
+
+
+@click.command(cls=Verb)
+@click.option("--workers", type=int, default=3, show_default=True, help="Worker processes; one of them is killed.")
+@click.option("--recalls", type=int, default=30, show_default=True, help="How many recalls to schedule.")
+@click.option("--seconds", type=float, default=15, show_default=True, help="Over how long their times are spread.")
+@click.option("--agent", metavar="MODULE:ATTRIBUTE", help="What the workers run. Default: an agent made for the demo.")
+@click.pass_obj
+def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: str | None) -> None:
+    """Show pgrecall at work, and one worker killed.
+
+    It starts a private PostgreSQL and real workers, so --dsn and --embedded mean nothing here.
+    """
+    from pgrecall import demo as shown
+
+    code = shown.main(
+        workers=workers, recalls=recalls, seconds=seconds, json=target.as_json, agent=agent or shown.DEMO_AGENT
+    )
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--agent", required=True, metavar="MODULE:ATTRIBUTE", help="An agent, or a factory that makes one per run."
+)
+@click.option("--concurrency", type=int, default=3, show_default=True, help="Slots: how many runs at once.")
+@click.option(
+    "--lease", type=times.seconds, metavar="TIME", default="30s", show_default=True, help="How long a claim is good."
+)
+@click.option(
+    "--timeout", type=times.seconds, metavar="TIME", default="10m", show_default=True, help="Limit of one run."
+)
+@click.option(
+    "--grace", type=times.seconds, metavar="TIME", default="30s", show_default=True, help="For runs, when stopping."
+)
+@click.option(
+    "--safety-interval", type=times.seconds, metavar="TIME", default="60s", show_default=True, help="Between looks."
+)
+@click.option("--listen-dsn", metavar="DSN", help="Where to LISTEN, if --dsn is a transaction pooler.")
+@click.pass_obj
+def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
+    """Run agents when their recalls are due.
+
+    It runs until SIGTERM or Ctrl-C: the first signal lets runs finish within --grace, the second gives them back to
+    other workers at once. The agent is found from the current directory.
+    """
+    _log_to_stdout(as_json=target.as_json or not sys.stdout.isatty())
+    loaded = load(agent)
+    from pgrecall.worker import Worker
+
+    with target.server() as dsn:
+        if target.embedded is not None:
+            _say_where(target, str(dsn))
+        made = Worker(dsn, agent=loaded, **settings)
+
+        async def run_until_told() -> None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, made.stop)
+            await made.run()
+
+        asyncio.run(run_until_told())
+
+
+def _say_where(target: Target, dsn: str) -> None:
+    """Tells how other terminals reach the private server."""
+    if target.as_json:
+        print_json({"event": "embedded_postgres_started", "dsn": dsn})
+    else:
+        click.echo(f"PostgreSQL runs on {target.embedded} as long as this worker. In other terminals:", err=True)
+        click.echo(f"export PGRECALL_DSN='{dsn}'", err=True)
+
+
+def _log_to_stdout(*, as_json: bool) -> None:
+    """Makes log events readable: lines of JSON for programs, coloured ones for people."""
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # the worker says it itself, once
+    renderer: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event_to=20)]
+    )
+    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S.%f", utc=as_json)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, stamp, *renderer],
+        logger_factory=structlog.PrintLoggerFactory(),
+    )

@@ -1,0 +1,197 @@
+"""What people see: tables and sentences about recalls, runs and findings, in the reader's time zone.
+
+Knows no database and no verb; what it shows is handed in, and what programs get is made elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from datetime import datetime, timedelta
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pgrecall.doctor.finding import Check, span
+from pgrecall.model import Recall, RecallRun
+
+STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
+CHECK_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_BAD_OUTCOMES = ("error", "timeout", "lost")
+
+
+def print_recalls(recalls: list[Recall], now: datetime) -> None:
+    """Two lines for each recall, so that its whole id, to be copied, and its message fit into 100 columns."""
+    console = _console()
+    rows = [
+        (
+            Text("\n").join([_line(recall.id), _line(recall.additional_context_message, "dim")]),
+            _line(recall.session_id),
+            Text("\n").join([Text(recall.status, STATUS_STYLES[recall.status]), _line(_schedule_of(recall), "dim")]),
+            Text("\n").join([Text(local(recall.trigger_at)), _distance(recall, now)]),
+        )
+        for recall in recalls
+    ]
+    session, status, when = (
+        max(len(line) for row in rows for line in [name, *row[column].plain.splitlines()])
+        for column, name in ((1, "session"), (2, "status"), (3, "trigger_at"))
+    )
+    session, status = min(session, 20), min(status, 16)  # with the id and the time: 100 columns
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    first = max(36, console.width - session - status - when - 6)
+    table.add_column("recall, message", max_width=first, no_wrap=True, overflow="ellipsis")
+    table.add_column("session", width=session, overflow="fold")
+    table.add_column("status", width=status, no_wrap=True, overflow="ellipsis")
+    table.add_column("trigger_at", width=when, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_recall(recall: Recall, runs: list[RecallRun], following: list[datetime], now: datetime) -> None:
+    """Everything about one recall that is so, its next times and its runs."""
+    console = _console()
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    when = Text.assemble(local(recall.trigger_at), "  ", _distance(recall, now))
+    status = Text(recall.status, STATUS_STYLES[recall.status])
+    shown: list[tuple[str, object]] = [
+        ("recall", recall.id),
+        ("session", recall.session_id),
+        ("status", status),
+        ("message", recall.additional_context_message),
+        ("trigger_at", when),
+        ("schedule", _schedule_of(recall)),
+        ("end_at", recall.end_at and local(recall.end_at)),
+        ("comment", recall.internal_comment),
+        ("attempts", f"{recall.attempt} of {recall.max_attempts}"),
+        ("timeout", recall.timeout_seconds and span(timedelta(seconds=recall.timeout_seconds))),
+        ("not_before", recall.not_before and local(recall.not_before)),
+        ("deferred", recall.defer_reason and f"{recall.deferrals} times, {recall.defer_reason}"),
+        ("run", recall.run_id and f"{recall.run_id} on {recall.worker_id}"),
+        ("last_error", recall.last_error),
+        ("idempotency_key", recall.idempotency_key),
+        ("metadata", json.dumps(recall.metadata, ensure_ascii=False) if recall.metadata else None),
+        ("created_at", local(recall.created_at)),
+        ("updated_at", local(recall.updated_at)),
+        ("next", "\n".join(map(local, following)) if recall.call_type == "recurring" else None),
+    ]
+    for name, value in shown:
+        if value:
+            facts.add_row(name, value if isinstance(value, Text) else _text(value))
+    console.print(facts)
+    if runs:
+        console.print()
+        console.print(_table_of_runs(runs))
+
+
+def print_sentence(recall: Recall, now: datetime, done: str) -> None:
+    """What became of a recall, on one line."""
+    said = Text.assemble(
+        f"{done} ",
+        _line(recall.id, "bold"),
+        " in session ",
+        _line(recall.session_id, "bold"),
+        ", ",
+        (recall.status, STATUS_STYLES[recall.status]),
+    )
+    if recall.status in ("pending", "running"):
+        said += Text.assemble(", ", local(recall.trigger_at), ", ", _distance(recall, now))
+        if recall.call_type == "recurring":
+            said += Text.assemble(", ", _schedule_of(recall))
+    _console().print(said, soft_wrap=True)
+
+
+def print_check(check: Check) -> None:
+    """One finding of the doctor, and below it what to do."""
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_column(width=4)
+    row.add_column(width=12)
+    row.add_column(overflow="fold")
+    said = _line(check.message)
+    if check.hint:
+        said.append_text(Text.assemble("\n", ("do: ", "bold"), _line(check.hint)))
+    row.add_row(Text(check.status, CHECK_STYLES[check.status]), check.name, said)
+    _console().print(row)
+
+
+def local(moment: datetime) -> str:
+    """A time in the reader's zone, as psql shows it: `2027-01-31 09:00:00+01`."""
+    try:
+        here = moment.astimezone()
+    except (OverflowError, ValueError):  # the first or last year there is
+        here = moment
+    return re.sub(r"([+-]\d\d):?00$", r"\1", here.isoformat(" ", "seconds"))
+
+
+def _distance(recall: Recall, now: datetime) -> Text:
+    """How far off a recall is: `in 4m 10s`, `2m late`, `for 12s`, `3h ago`."""
+    if recall.run_id is not None and recall.claimed_at is not None:
+        return Text(f"for {span(now - recall.claimed_at)}", style="yellow")
+    if recall.due_at is not None:
+        left = recall.due_at - now
+        if left > timedelta():
+            return Text(f"in {span(left + timedelta(milliseconds=999))}")
+        return Text("now" if left > timedelta(seconds=-1) else f"{span(-left)} late", style="bold red")
+    return Text(f"{span(now - recall.trigger_at)} ago" if recall.trigger_at < now else "", style="dim")
+
+
+def _schedule_of(recall: Recall) -> str:
+    if recall.call_type != "recurring":
+        return recall.call_type
+    return (
+        f"{recall.cron} {recall.time_zone}"
+        if recall.cron
+        else f"every {span(timedelta(seconds=recall.interval_seconds or 0))}"
+    )
+
+
+def _milliseconds(length: timedelta | None) -> str:
+    if length is None:
+        return ""
+    seconds = length.total_seconds()
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else span(length)
+
+
+def _table_of_runs(runs: list[RecallRun]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name, justify in (("run", "right"), ("nominal_at", "left"), ("lateness", "right"), ("took", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("attempt", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold", ratio=1)
+    for run in runs:
+        said = ": ".join(filter(None, [run.reason, run.error or run.reply]))
+        bad = run.outcome in _BAD_OUTCOMES
+        style = "bold red" if bad else "green" if run.outcome == "success" else "yellow"
+        table.add_row(
+            str(run.id),
+            local(run.nominal_at),
+            _milliseconds(run.lateness),
+            _milliseconds(run.finished_at - run.started_at if run.started_at else None),
+            Text(run.outcome, style),
+            str(run.attempt or ""),
+            _line(said if len(said) <= 200 else said[:199] + "…"),
+        )
+    return table
+
+
+def _console() -> Console:
+    # Elsewhere than on a terminal nobody resizes the window: wide enough that nothing is cut off.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def _text(value: object, style: str = "") -> Text:
+    """A cell of user's text: control characters could write to the reader's terminal."""
+    return Text("".join(char if char.isprintable() or char == "\n" else " " for char in str(value)), style=style)
+
+
+def _line(value: object, style: str = "") -> Text:
+    return _text(" ".join(str(value).split()), style)
