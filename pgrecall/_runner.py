@@ -149,14 +149,14 @@ class Runner:
             attempt=recall.attempt,
         )
         started = time.monotonic()
+        ending: Ending | None = None
         try:
             ending = await run_agent(run, self._open_agent, self._store, self._clock)
-        except anyio.get_cancelled_exc_class():
-            # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
-            run.stop("worker stopping")
-            ending = stopped(run)
-            raise
         finally:
+            if ending is None:
+                # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
+                run.stop("worker stopping")
+                ending = stopped(run)
             with anyio.CancelScope(shield=True):
                 run.finished = await self._tell(run, ending, must_let_go, log)
             _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))
@@ -257,10 +257,21 @@ async def run_agent(
                 ending = Ending(outcome="timeout", error=f"still running after {run.timeout:g} s")
             else:
                 ending = ending or Ending(outcome="error", error=describe(error), retry=run.reached_agent_at is None)
-        except Exception as error:  # noqa: BLE001 (whatever an agent raises is its outcome)
+        except BaseException as error:
+            # Whatever an agent raises is its outcome, also SystemExit, and the CancelledError of a task of its own. Not
+            # so when this very task is being cancelled, or somebody at the keyboard wants the process to end.
+            if isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, asyncio.CancelledError) and _is_being_cancelled()
+            ):
+                raise
             # Failing to close after a reply does not undo the reply.
             ending = ending or Ending(outcome="error", error=describe(error), retry=run.reached_agent_at is None)
     return ending or stopped(run)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def stopped(run: Run) -> Ending:

@@ -19,6 +19,8 @@ import anyio.to_thread
 from pgrecall.errors import AgentError
 from pgrecall.telemetry import logger
 
+_YEAR = timedelta(days=365)
+
 
 @runtime_checkable
 class Agent(Protocol):
@@ -46,12 +48,19 @@ class Retry(Exception):  # noqa: N818 (an answer, not an error)
 
     Args:
         reason: Why, for people; stored as the run's error.
-        after: When to try again, seconds or a timedelta from now. None: 5 s, 10 s, 20 s … by attempt.
+        after: When to try again, seconds or a timedelta from now, at most a year. None: 5 s, 10 s, 20 s … by attempt.
+
+    Raises:
+        ValueError: `after` is negative or not a number.
     """
 
     def __init__(self, reason: str = "the agent asked for a retry", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
-        self.after = timedelta(seconds=after) if isinstance(after, int | float) else after
+        if after is not None and not isinstance(after, timedelta):
+            after = timedelta(seconds=min(after, _YEAR.total_seconds()))
+        if after is not None and after < timedelta(0):
+            raise ValueError(f"after is {after}, but must not be negative")
+        self.after = after if after is None else min(after, _YEAR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +200,11 @@ class _CallableAgent:
         if inspect.iscoroutinefunction(self._function):
             reply = await self._function(session_id=session_id, user_message=user_message)
         else:
+            # A thread of its own: the worker's slots are the limit. A thread cannot be stopped, so the run lasts, and
+            # the session stays taken, until it ends; it can look at current_recall().cancelled.
             reply = await anyio.to_thread.run_sync(
-                lambda: self._function(session_id=session_id, user_message=user_message), abandon_on_cancel=True
+                lambda: self._function(session_id=session_id, user_message=user_message),
+                limiter=anyio.CapacityLimiter(1),
             )
         return reply  # type: ignore[no-any-return]
 

@@ -44,6 +44,10 @@ def _given(**arguments: Any) -> dict[str, Any]:
 
 
 def _aware(name: str, value: datetime | None) -> datetime | None:
+    if value is not None and not isinstance(value, datetime):
+        raise InvalidRecallError(
+            f"{name} is {value!r}, which is no datetime", hint="datetime.fromisoformat() makes one from a text."
+        )
     if value is not None and value.tzinfo is None:
         raise InvalidRecallError(
             f"{name} is {value.isoformat()}, which has no time zone",
@@ -56,6 +60,8 @@ def _text(name: str, value: str | None) -> str | None:
     """Refuses what PostgreSQL's text cannot hold, before it becomes an error about bytes."""
     if value is None:
         return None
+    if not isinstance(value, str):
+        raise InvalidRecallError(f"{name} is {value!r}, which is no text")
     if "\x00" in value:
         raise InvalidRecallError(f"{name} contains a NUL character, which PostgreSQL's text cannot hold")
     try:
@@ -66,6 +72,8 @@ def _text(name: str, value: str | None) -> str | None:
 
 
 def _integer(name: str, value: int | None) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise InvalidRecallError(f"{name} is {value!r}, which is no whole number")
     if value is not None and not -(2**31) <= value < 2**31:
         raise InvalidRecallError(f"{name} is {value}, which is out of range", hint="At most 2147483647.")
     return value

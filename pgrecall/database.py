@@ -268,7 +268,8 @@ class AsyncDatabase:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
         pool = await self._open()
         async with pool.connection() as pooled, pooled.cursor(row_factory=psycopg.rows.dict_row) as cursor:
-            await cursor.execute(statement.encode(), arguments)
+            with translated():
+                await cursor.execute(statement.encode(), arguments)
             return await cursor.fetchall()
 
     async def mend(self) -> None:

@@ -14,6 +14,10 @@ from pgrecall.errors import SchemaError, SchemaMissingError, SchemaOutdatedError
 #: The version of sql/ that this package was made for; `pgrecall.schema_version()` says the database's.
 SCHEMA_VERSION = 1
 
+_FIRST_TIME = """\
+-- A first installation of pgrecall, for any client. A database that has pgrecall is upgraded by `pgrecall migrate`, or
+-- by psql with sql/install.sql: this script stops there with an error and changes nothing."""
+
 BOOKKEEPING = "migrations/0000_bookkeeping.sql"
 
 
@@ -54,7 +58,7 @@ def script_files() -> list[str]:
 
 def script() -> str:
     """One SQL script for a first installation with any client: no psql commands, one transaction."""
-    return "\n".join(["begin;", *(f"-- {name}\n{_text(name)}" for name in script_files()), "commit;\n"])
+    return "\n".join([_FIRST_TIME, "begin;", *(f"-- {name}\n{_text(name)}" for name in script_files()), "commit;\n"])
 
 
 def install(connection: psycopg.Connection) -> int:

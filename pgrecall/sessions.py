@@ -13,13 +13,14 @@ from typing import Any, Protocol, TypeAlias
 
 from pgrecall import calls
 from pgrecall.client import RecallScheduler
+from pgrecall.errors import AgentError
 
 #: A message: `role` and `content`, and optionally `id`, `metadata` and `created_at`.
 Message: TypeAlias = dict[str, Any]
 
 
 class HostSession(Protocol):
-    """What a store's session must offer: lists that messages can be appended to.
+    """What a store's session must offer: lists that messages can be appended to, as attributes or as keys of a mapping.
 
     `context`, if the session has it, is the model's context: a list, or an object with a list `messages`.
     """
@@ -60,7 +61,7 @@ class Session:
     _loaded: dict[str, Message] = field(default_factory=dict, repr=False)
 
 
-def put_message(session: HostSession, message: Message) -> bool:
+def put_message(session: HostSession | Mapping[str, Any], message: Message) -> bool:
     """Appends a message to a host's session and to its model context, where it is not there yet.
 
     Args:
@@ -69,19 +70,26 @@ def put_message(session: HostSession, message: Message) -> bool:
 
     Returns:
         Whether anything was appended. False: an earlier attempt had put it there.
+
+    Raises:
+        AgentError: The session has no list of messages.
     """
-    context = getattr(session, "context", None)
-    targets = [session.messages, getattr(context, "messages", context)]
+    context = _part(session, "context")
+    inner = _part(context, "messages")
+    targets = [_part(session, "messages"), context if inner is None else inner]
+    if not isinstance(targets[0], list):
+        raise AgentError(f"the host's session {type(session).__name__} has no list of messages")
     appended = False
     for target in targets:
-        if isinstance(target, list) and not any(_id(known) == message["id"] for known in target):
+        if isinstance(target, list) and not any(_part(known, "id") == message["id"] for known in target):
             target.append(message)
             appended = True
     return appended
 
 
-def _id(message: Any) -> Any:
-    return message.get("id") if isinstance(message, Mapping) else getattr(message, "id", None)
+def _part(whole: Any, name: str) -> Any:
+    """A part of an object or of a mapping; None if it has none."""
+    return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
 
 
 class PostgresSessionStore:

@@ -72,14 +72,13 @@ class Worker:
         grace: float = 30.0,
         listen_dsn: str | None = None,
     ) -> None:
-        for name, value in (
-            ("concurrency", concurrency),
-            ("lease", lease),
-            ("safety_interval", safety_interval),
-            ("timeout", timeout),
-        ):
+        if concurrency < 1 or concurrency % 1:
+            raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
+        for name, value in (("lease", lease), ("safety_interval", safety_interval), ("timeout", timeout)):
             if not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} is {value}, but must be greater than 0")
+        if not grace >= 0:
+            raise SettingsError(f"grace is {grace}, but must be 0 or more")
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
@@ -110,6 +109,7 @@ class Worker:
         self._settled_at = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
+        self._started = False
 
     async def run(self) -> None:
         """Fires recalls until `stop()` is called or the task is cancelled.
@@ -120,7 +120,11 @@ class Worker:
         Raises:
             psycopg.Error: The database could not be reached at the start.
             SchemaError: The schema is missing, older or newer; the hint names the command to run.
+            RecallError: It was called before; a worker runs once.
         """
+        if self._started:
+            raise RecallError("this worker has run already", hint="Make a new Worker to run again.")
+        self._started = True
         loop = asyncio.get_running_loop()
 
         def on_lost(run_ids: frozenset[int] | None, reason: str) -> None:
@@ -210,7 +214,7 @@ class Worker:
             raise ValueError(payload)
 
     async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
-        unsettled = Backoff(0.005, 0.2)
+        unsettled = Backoff(0.005, 2)
         failing = Backoff(0.1, 5)
         failing_since: float | None = None
         while not self._stopping.is_set():

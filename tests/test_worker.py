@@ -8,9 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from workertools import NEVER, Recorder, Sql, sql, until, working
 from pgrecall import (
     AgentError,
     CurrentRecall,
+    RecallError,
     RecallScheduler,
     Retry,
     SchemaMissingError,
@@ -198,6 +200,87 @@ async def test_a_worker_runs_at_most_its_concurrency_at_once_and_refills_freed_s
         )
         await agent.count(12)
     assert agent.most_at_once == 3
+
+
+async def cancels_a_task_of_its_own() -> None:
+    task = asyncio.create_task(anyio.sleep_forever())
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+
+async def leaves() -> None:
+    sys.exit(2)
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "error"), [(cancels_a_task_of_its_own, "CancelledError"), (leaves, "SystemExit: 2")]
+)
+async def test_an_agent_cannot_take_its_worker_down(
+    database: str, misbehave: Callable[[], Awaitable[None]], error: str
+) -> None:
+    release = anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str | None:
+        if recall.session_id == "bad":
+            await misbehave()
+        await release.wait()
+        return "fine"
+
+    agent = Recorder(then)
+    async with sql(database) as db, working(database, agent):
+        await db.session("bad", "good")
+        good = await db.recall("good")
+        await agent.count(1)
+        await db.ended(await db.recall("bad"), "failed")
+        assert await db("select outcome, error from pgrecall.recall_runs") == [("error", error)]
+        release.set()
+        await db.ended(good)
+
+
+async def test_a_thread_keeps_its_session_until_it_ends(database: str) -> None:
+    release = threading.Event()
+    running: list[str] = []
+
+    def agent(session_id: str, user_message: str) -> str:
+        assert session_id == "s1"
+        running.append(user_message)
+        release.wait(10)
+        return user_message
+
+    async with sql(database) as db, working(database, agent, timeout=0.1):
+        await db.session("s1")
+        first = await db.recall("s1", message="first")
+
+        async def over_its_time() -> bool:
+            return await db("select now() - claimed_at > interval '0.3 seconds' from pgrecall.session_recalls") == [
+                True
+            ]
+
+        await until(over_its_time)
+        second = await db.recall("s1", message="second")
+
+        async def deferred() -> bool:
+            return await db("select deferrals from pgrecall.session_recalls where id = %s", second) == [1]
+
+        await until(deferred)
+        assert running == ["first"]
+        release.set()
+        await db.ended(first, "failed")
+
+
+async def test_a_recall_that_another_service_runs_itself_is_left_alone(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1", "s2")
+        theirs = await db.recall("s1", "now() + interval '0.2 seconds'")
+        await db("update pgrecall.session_recalls set status = 'running' where id = %s", theirs)
+        await db.ended(await db.recall("s2", "now() + interval '0.4 seconds'"))
+        await db("update pgrecall.session_recalls set status = 'fired' where id = %s", theirs)
+        assert await db("select recall_id, outcome, reason from pgrecall.recall_runs where recall_id = %s", theirs) == [
+            (theirs, "success", "marked as fired")
+        ]
+    assert [run.session_id for run in agent.runs] == ["s2"]
 
 
 async def test_a_recurring_recall_fires_on_its_own_grid(database: str) -> None:
@@ -564,10 +647,21 @@ async def test_a_worker_that_cannot_reach_its_database_at_the_start_raises_the_d
         await Worker("host=127.0.0.1 port=1 connect_timeout=2", agent=Recorder()).run()
 
 
-@pytest.mark.parametrize("setting", ["concurrency", "lease", "safety_interval", "timeout"])
-def test_a_setting_that_makes_no_sense_is_refused_by_name(setting: str) -> None:
-    with pytest.raises(SettingsError, match=f"{setting} is 0, but must be greater than 0"):
-        Worker("", agent=Recorder(), **{setting: 0})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("concurrency", 0), ("concurrency", 1.5), ("lease", 0), ("safety_interval", -1), ("timeout", 0), ("grace", -1)],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(setting: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{setting} is {value}, but must be"):
+        Worker("", agent=Recorder(), **{setting: value})  # type: ignore[arg-type]
+
+
+async def test_a_worker_runs_once(database: str) -> None:
+    worker = Worker(database, agent=Recorder())
+    worker.stop()
+    await worker.run()
+    with pytest.raises(RecallError, match="has run already"):
+        await worker.run()
 
 
 def test_something_that_is_no_agent_is_refused_at_once() -> None:

@@ -30,7 +30,7 @@ def load(path: str) -> Any:
         raise WrongUsage(
             f"--agent: there is no module {error.name!r}", hint=f"Looked in {Path.cwd()} and in Python's own path."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(module_name, error) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
@@ -42,6 +42,6 @@ def load(path: str) -> Any:
     return found
 
 
-def _import_failed(module_name: str, error: Exception) -> AgentError:
+def _import_failed(module_name: str, error: BaseException) -> AgentError:
     message = f"--agent: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
     return AgentError(message, hint="--debug shows the traceback.")

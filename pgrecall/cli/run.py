@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -20,6 +21,9 @@ from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb
 from pgrecall.cli.loading import load
 from pgrecall.cli.target import Target
+
+#: Seconds that a stopping worker gets beyond its grace period before the process is ended.
+_LAST_RESORT = 5
 
 
 @click.command(cls=Verb)
@@ -76,10 +80,18 @@ def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
             _say_where(target, str(dsn))
         made = Worker(dsn, agent=loaded, **settings)
 
+        def stop() -> None:
+            made.stop()
+            # An agent that blocks cannot be stopped; past the grace period the process ends all the same, and what it
+            # still has is run again elsewhere when its lease ends.
+            last_resort = threading.Timer(settings["grace"] + _LAST_RESORT, os._exit, (1,))
+            last_resort.daemon = True
+            last_resort.start()
+
         async def run_until_told() -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, made.stop)
+                loop.add_signal_handler(number, stop)
             await made.run()
 
         asyncio.run(run_until_told())

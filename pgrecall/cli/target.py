@@ -18,7 +18,7 @@ from pgrecall.calls import Call
 from pgrecall.cli.errors import WrongUsage
 from pgrecall.client import SyncRecallScheduler
 from pgrecall.doctor.finding import span
-from pgrecall.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from pgrecall.embedded import EmbeddedPostgres
 from pgrecall.errors import SessionNotFoundError
 
 #: The limit of a list that shall have none.
@@ -45,12 +45,7 @@ class Target:
         if self.embedded is None:
             yield self.dsn
             return
-        postgres = EmbeddedPostgres(self.embedded)
-        try:
-            postgres.start()
-        except OSError as error:
-            raise EmbeddedPostgresError(f"no server can keep its data in {self.embedded}: {error.strerror}") from error
-        with postgres:
+        with EmbeddedPostgres(self.embedded) as postgres:
             if with_schema:
                 database.ensure(postgres.dsn)
             yield postgres.dsn

@@ -125,7 +125,11 @@ create table pgrecall.session_recalls (
     claimed_at timestamptz,
     last_error text,
     due_at timestamptz generated always as (
-        case when status in ('pending', 'running') and run_id is null then greatest(trigger_at, not_before) end
+        case
+            when run_id is not null then null
+            when status = 'pending' then greatest(trigger_at, not_before)
+            when status = 'running' and not_before is not null then greatest(trigger_at, not_before)
+        end
     ) stored,
 
     constraint recurring_recall_needs_interval_seconds_or_cron
@@ -148,7 +152,7 @@ comment on column pgrecall.session_recalls.interval_seconds is
 comment on column pgrecall.session_recalls.internal_comment is 'For people; never shown to the model.';
 comment on column pgrecall.session_recalls.additional_context_message is 'What the agent is told, 1 to 65,536 characters.';
 comment on column pgrecall.session_recalls.status is
-    'pending: waits for its time. running: started and not ended (without a run_id: between two attempts). fired: ended well. failed: given up, see last_error. cancelled: by request; a run that is under way is told to stop.';
+    'pending: waits for its time. running: started and not ended (without a run_id but with not_before: between two attempts; without either: set by another service that runs it itself, and left alone). fired: ended well. failed: given up, see last_error. cancelled: by request; a run that is under way is told to stop.';
 comment on column pgrecall.session_recalls.updated_at is 'Set on every UPDATE, whoever makes it.';
 comment on column pgrecall.session_recalls.cron is
     'Five-field cron expression for a recurring recall, read in time_zone; see cron_next().';

@@ -62,7 +62,7 @@ begin
         -- A recall that somebody is changing right now is left alone: waiting for it could deadlock, and it is tried
         -- again at not_before anyway.
         update pgrecall.session_recalls
-        set not_before = null,
+        set not_before = case when status = 'running' then trigger_at end,
             defer_reason = null
         where session_recalls.id in (
             select deferred.id
@@ -108,7 +108,7 @@ begin
                 worker_id = null,
                 claimed_at = null,
                 attempt = new_attempt,
-                not_before = new_not_before,
+                not_before = coalesce(new_not_before, pgrecall.clock()),
                 defer_reason = null
             where session_recalls.id = _give_back.recall_id;
     end;

@@ -78,14 +78,14 @@ begin
             else new_status
         end,
         trigger_at = coalesce(v_next, recall.trigger_at),
-        attempt = case when v_next is null and recall.status = 'running' then recall.attempt else 0 end,
+        attempt = case when v_next is not null or recall.status = 'pending' then 0 else recall.attempt end,
         deferrals = case when v_next is null then recall.deferrals else 0 end,
         not_before = null,
         defer_reason = null,
         run_id = null,
         worker_id = null,
         claimed_at = null,
-        last_error = _end_occurrence.error
+        last_error = case when recall.status = 'running' then _end_occurrence.error else recall.last_error end
     where session_recalls.id = recall.id;
 end;
 $$;
