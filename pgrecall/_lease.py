@@ -14,6 +14,7 @@ import psycopg
 
 from pgrecall import calls, database
 from pgrecall.agents import describe
+from pgrecall.errors import RecallError
 from pgrecall.telemetry import logger
 
 
@@ -27,18 +28,18 @@ class LeaseKeeper:
         dsn: Where to renew.
         worker_id: Whose lease.
         lease: Its length in seconds.
-        on_lost: Called from the thread with the runs that must stop, and why; None means all of them.
+        on_lost: Called from the thread with the runs that must stop, and why.
     """
 
-    def __init__(
-        self, dsn: str, worker_id: str, lease: float, on_lost: Callable[[frozenset[int] | None, str], None]
-    ) -> None:
+    def __init__(self, dsn: str, worker_id: str, lease: float, on_lost: Callable[[frozenset[int], str], None]) -> None:
         self._dsn = dsn
         self._worker_id = worker_id
         self._lease = lease
         self._on_lost = on_lost
         self._runs: dict[int, float] = {}
         self._until = 0.0
+        self._renew_at = 0.0
+        self._told: set[int] = set()
         self._unknown: frozenset[int] = frozenset()
         self._changed = threading.Condition()
         self._stopping = False
@@ -61,7 +62,9 @@ class LeaseKeeper:
         The claim left at least 0.66 of a lease (see the SQL function claim), which is what is counted on.
         """
         with self._changed:
-            self._until = max(self._until if self._runs else 0.0, asked_at + self._lease * 0.66)
+            if not self._runs:
+                self._until, self._renew_at = 0.0, asked_at + self._lease / 3
+            self._until = max(self._until, asked_at + self._lease * 0.66)
             self._runs[run_id] = asked_at
             self._changed.notify()
 
@@ -69,6 +72,7 @@ class LeaseKeeper:
         """A run has ended."""
         with self._changed:
             self._runs.pop(run_id, None)
+            self._told.discard(run_id)
 
     @property
     def seconds_left(self) -> float:
@@ -83,34 +87,37 @@ class LeaseKeeper:
                 if self._stopping:
                     break
                 # Due when a third of the lease is over: two thirds are left for trying.
-                pause = self._until - self._lease * 0.33 - time.monotonic()
+                pause = self._renew_at - time.monotonic()
                 if pause > 0:
-                    self._changed.wait(min(pause, self._lease / 3))
+                    self._changed.wait(pause)
                     continue
-            self._renew()
+            try:
+                self._renew()
+            except (psycopg.Error, RecallError) as error:
+                logger().warning("renewal_failed", worker_id=self._worker_id, error=describe(error))
+                with self._changed:
+                    self._renew_at = time.monotonic() + min(1.0, self._lease / 10)
         if self._connection is not None:
             self._connection.close()
 
     def _renew(self) -> None:
         asked_at = time.monotonic()
-        try:
-            if self._connection is None or self._connection.broken or self._connection.closed:
-                self._connection = psycopg.connect(self._dsn, autocommit=True)
-            held = frozenset(
-                database.run_sync(self._connection, calls.renew(self._worker_id, timedelta(seconds=self._lease)))
-            )
-            self._release_unheard(held)
-        except psycopg.Error as error:
-            self._after_failure(describe(error))
-            return
+        if self._connection is None or self._connection.broken or self._connection.closed:
+            self._connection = psycopg.connect(self._dsn, autocommit=True)
+            self._connection.execute(database.SESSION_SETTINGS)
+        call = calls.renew(self._worker_id, timedelta(seconds=self._lease))
+        held = frozenset(database.run_sync(self._connection, call))
         with self._changed:
             self._until = asked_at + self._lease
-            # A run claimed after the question was asked is not in the answer.
+            self._renew_at = asked_at + self._lease / 3
+            # A run claimed after the question was asked is not in the answer. One that was told to stop goes on being
+            # renewed for until it has stopped: its session stays taken for so long.
             gone = frozenset(run for run, claimed_at in self._runs.items() if run not in held and claimed_at < asked_at)
-            for run in gone:
-                del self._runs[run]
+            gone -= self._told
+            self._told |= gone
         if gone:
             self._on_lost(gone, "another worker has them, or they were cancelled")
+        self._release_unheard(held)
 
     def _release_unheard(self, held: frozenset[int]) -> None:
         """Gives back claims whose answer was lost on its way here; nobody else may while we renew the lease."""
@@ -123,14 +130,3 @@ class LeaseKeeper:
         if unheard:
             database.run_sync(self._connection, calls.release(self._worker_id, unheard))
             logger().warning("claim_unheard", worker_id=self._worker_id, run_ids=sorted(unheard))
-
-    def _after_failure(self, error: str) -> None:
-        # The margin is the time a cancelled run gets to stop before the lease really ends.
-        margin = min(5.0, self._lease / 6)
-        with self._changed:
-            if self.seconds_left > margin:
-                self._changed.wait(min(1.0, self._lease / 10))
-                return
-            self._runs.clear()
-        logger().error("lease_lost", worker_id=self._worker_id, run_ids="all", reason=error)
-        self._on_lost(None, "the lease could not be renewed in time")

@@ -18,6 +18,7 @@ import psycopg
 
 from pgrecall._backoff import Backoff
 from pgrecall.agents import describe
+from pgrecall.database import SESSION_SETTINGS
 from pgrecall.telemetry import logger
 
 CHANNEL = "pgrecall"
@@ -107,6 +108,7 @@ class Listener:
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+                    await connection.execute(SESSION_SETTINGS)
                     await connection.execute(f"listen {CHANNEL}".encode())
                     backoff.reset()
                     if lost_at is not None:
@@ -131,5 +133,5 @@ class Listener:
 
     async def _pump(self, connection: psycopg.AsyncConnection[Any]) -> None:
         async for notify in connection.notifies():
-            with suppress(ValueError):  # a message that is not ours, from somebody on the same channel
+            with suppress(ValueError, OverflowError):  # a message that is not ours, from somebody on the same channel
                 self._on_message(notify.payload)

@@ -280,5 +280,8 @@ def agent_opener(agent: Any) -> Callable[[], Any]:
 
 def describe(error: BaseException) -> str:
     """An error in one line for a log or a row: its class and message."""
-    text = str(error).strip()
+    try:
+        text = str(error).strip()
+    except Exception as broken:  # noqa: BLE001 (an error that cannot say what it is must not cost its run)
+        text = f"(its text failed with {type(broken).__name__})"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,6 +6,7 @@ Knows nothing of what the calls mean.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowMaker
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgrecall import calls, schema
@@ -42,6 +44,7 @@ _LIVENESS = {
     "tcp_user_timeout": "30000",
     "connect_timeout": "10",
     "application_name": "pgrecall",
+    "client_encoding": "utf8",
 }
 
 #: Seconds for which a pool tries to replace a lost connection by itself. It waits longer and longer between its tries,
@@ -193,16 +196,29 @@ def ensure(dsn: str) -> None:
             schema.check(version)
 
 
-#: A role or database may have another default; the look for the next due recall needs a snapshot for each statement.
-_READ_COMMITTED = b"set default_transaction_isolation = 'read committed'"
+#: What a role or database may have set otherwise: a look needs a snapshot for each of its statements, psycopg reads
+#: ISO dates only, and an idle worker is idle on purpose.
+SESSION_SETTINGS = (
+    b"set default_transaction_isolation = 'read committed'; set datestyle = 'ISO'; set idle_session_timeout = 0"
+)
+
+
+def _loads(text: str | bytes) -> Any:
+    """JSON as Python; what PostgreSQL can hold and Python cannot read must not stop the rows beside it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {"unreadable": f"{type(error).__name__}: {error}"}
 
 
 async def _configure_async(connection: psycopg.AsyncConnection[Any]) -> None:
-    await connection.execute(_READ_COMMITTED)
+    set_json_loads(_loads, connection)
+    await connection.execute(SESSION_SETTINGS)
 
 
 def _configure_sync(connection: psycopg.Connection[Any]) -> None:
-    connection.execute(_READ_COMMITTED)
+    set_json_loads(_loads, connection)
+    connection.execute(SESSION_SETTINGS)
 
 
 class AsyncDatabase:

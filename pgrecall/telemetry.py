@@ -11,6 +11,7 @@ recall_failed        recall_id, run_id, session_id, seconds, outcome, error, sta
 recall_rescheduled   recall_id, run_id, session_id, outcome, status, next_due_at (a run that ended without counting)
 run_stopped          recall_id, run_id, session_id, reason (told to stop: cancelled, deleted, worker stopping)
 lease_lost           worker_id, run_ids, reason
+renewal_failed       worker_id, error (tried again soon; the runs are stopped before the lease ends)
 claim_unheard        worker_id, run_ids (claims whose answer was lost; given back)
 outcome_refused      recall_id, run_id, session_id, outcome
 part_failed          recall_id, part, error (an optional part of an agent could not be opened)

@@ -14,7 +14,8 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,6 +37,9 @@ from pgrecall.errors import RecallError, SettingsError
 from pgrecall.model import ClaimRow
 from pgrecall.sessions import PostgresSessionStore, SessionStore
 from pgrecall.telemetry import logger
+
+#: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
+_LET_GO = 5.0
 
 
 class Worker:
@@ -82,6 +86,8 @@ class Worker:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
+        # Looks have a connection of their own: outcomes that wait for a locked session must not keep them waiting.
+        self._looks = database.AsyncDatabase(self._scheduler.dsn, size=1, patience=2)
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._concurrency = concurrency
@@ -109,6 +115,9 @@ class Worker:
         self._settled_at = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
+        # Runs that were told to stop before we heard that they are ours.
+        self._early_stops: deque[int] = deque(maxlen=100)
+        self._let_go_at = math.inf
         self._started = False
 
     async def run(self) -> None:
@@ -127,7 +136,7 @@ class Worker:
         self._started = True
         loop = asyncio.get_running_loop()
 
-        def on_lost(run_ids: frozenset[int] | None, reason: str) -> None:
+        def on_lost(run_ids: frozenset[int], reason: str) -> None:
             with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
                 loop.call_soon_threadsafe(self._lost, run_ids, reason)
 
@@ -152,24 +161,31 @@ class Worker:
                     lease_seconds=self._lease,
                     timeout_seconds=self._timeout,
                 )
+                background.start_soon(self._guard_lease, lease)
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
+                    # In a task of its own: cancelling the host's task must not tear a claim from its answer.
+                    runs.start_soon(self._loop, runs, lease)
                     try:
-                        await self._loop(runs, lease)
+                        await self._stopping.wait()
                     finally:
                         # Cancelled from outside: the runs stop, and what they held is given back at once.
                         if not self._stopping.is_set():
                             self._stop_runs("worker stopping")
+                            self._let_go_at = time.monotonic() + _LET_GO
                             self._stopping.set()
                 background.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), suppress(psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError):
-                # Nothing is lost if this fails: other workers forget this one after five minutes.
-                async with asyncio.timeout(5):
-                    await self._database.run(calls.unregister_worker(self.worker_id))
             lease.stop()
-            with anyio.CancelScope(shield=True):
-                await self._scheduler.aclose()
+            try:
+                with anyio.CancelScope(shield=True), suppress(psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError):
+                    # Nothing is lost if this fails: other workers forget this one after five minutes.
+                    async with asyncio.timeout(5):
+                        await self._database.run(calls.unregister_worker(self.worker_id))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._looks.close()
+                    await self._scheduler.aclose()
             logger().info("worker_stopped", worker_id=self.worker_id, runs_given_back=self._given_back)
 
     def stop(self) -> None:
@@ -179,6 +195,7 @@ class Worker:
         """
         if self._stopping.is_set():
             self._stop_runs("worker stopping")
+            self._let_go_at = time.monotonic() + _LET_GO
         self._stopping.set()
         self._on_connected()
         self._slot_freed.set()
@@ -210,6 +227,8 @@ class Worker:
             run = self._runs.get(int(value))
             if run is not None:
                 run.stop("told to stop")
+            else:
+                self._early_stops.append(int(value))
         else:
             raise ValueError(payload)
 
@@ -227,7 +246,7 @@ class Worker:
             asked_at = time.monotonic()
             try:
                 rows = await self._look(free)
-            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError, RecallError) as error:
+            except Exception as error:  # noqa: BLE001 (nothing may end the loop but stopping it)
                 # Once for an outage, however many tries it takes.
                 if failing_since is None:
                     failing_since = asked_at
@@ -269,7 +288,7 @@ class Worker:
         # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
         with anyio.CancelScope(shield=True):
             async with asyncio.timeout(self._patience):
-                rows = await self._database.run(call)
+                rows = await self._looks.run(call)
         self._clock.sample(rows[0].now_at)
         return rows
 
@@ -297,6 +316,7 @@ class Worker:
         with anyio.move_on_after(pause):
             await self._connected.wait()
         with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next look says what is wrong
+            await self._looks.mend()
             await self._database.mend()
 
     # Runs
@@ -305,11 +325,15 @@ class Worker:
         run = self._runner.begin(row)
         self._runs[run.recall.run_id] = run
         lease.add(run.recall.run_id, asked_at)
+        if self._stopping.is_set():
+            run.stop("worker stopping")
+        elif run.recall.run_id in self._early_stops:
+            run.stop("told to stop")
         runs.start_soon(self._run, run, lease)
 
     async def _run(self, run: Run, lease: LeaseKeeper) -> None:
         try:
-            await self._runner.run(run, lambda: self._must_let_go(run, lease))
+            await self._runner.run(run, lambda: time.monotonic() > self._let_go_at)
         finally:
             if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
                 self._given_back += 1
@@ -317,14 +341,10 @@ class Worker:
             self._runs.pop(run.recall.run_id, None)
             self._slot_freed.set()
 
-    def _must_let_go(self, run: Run, lease: LeaseKeeper) -> bool:
-        """Whether there is no point in telling the outcome any longer: somebody else has the recall by now."""
-        return lease.seconds_left < 0 and (run.stop_reason == "lease lost" or self._stopping.is_set())
-
-    def _lost(self, run_ids: frozenset[int] | None, reason: str) -> None:
-        """The lease keeper says that these runs (None: all) are no longer ours."""
-        affected = [run for run_id, run in self._runs.items() if run_ids is None or run_id in run_ids]
-        if affected and run_ids is not None:
+    def _lost(self, run_ids: Collection[int], reason: str) -> None:
+        """These runs are no longer ours, or will soon not be: they must stop."""
+        affected = [run for run_id, run in self._runs.items() if run_id in run_ids and run.stop_reason is None]
+        if affected:
             logger().warning(
                 "lease_lost",
                 worker_id=self.worker_id,
@@ -338,8 +358,17 @@ class Worker:
         for run in list(self._runs.values()):
             run.stop(reason)
 
+    async def _guard_lease(self, lease: LeaseKeeper) -> None:
+        """Stops the runs before a lease ends that could not be renewed, whatever the renewal is waiting for."""
+        margin = min(5.0, self._lease / 6)
+        while True:
+            if self._runs and lease.seconds_left < margin:
+                self._lost(list(self._runs), "the lease could not be renewed in time")
+            await anyio.sleep(min(1.0, self._lease / 20))
+
     async def _stop_after_grace(self) -> None:
         await self._stopping.wait()
+        self._let_go_at = time.monotonic() + self._grace + _LET_GO
         with anyio.move_on_after(self._grace):
             while self._runs:
                 self._slot_freed = anyio.Event()

@@ -120,6 +120,11 @@ async def test_an_idle_worker_sends_nothing_but_the_safety_re_read(database: str
         await db("create extension pg_stat_statements")
         await db.session("s1")
         await db.recall("s1", "now() + interval '1 hour'")
+
+        async def looked() -> bool:
+            return (await statements(db))["claim"] > 0
+
+        await until(looked)
         await db.asleep()
         before = await statements(db)
 
@@ -266,7 +271,7 @@ async def test_a_thread_keeps_its_session_until_it_ends(database: str) -> None:
         await until(deferred)
         assert running == ["first"]
         release.set()
-        await db.ended(first, "failed")
+        await db.ended(first)
 
 
 async def test_a_recall_that_another_service_runs_itself_is_left_alone(database: str) -> None:

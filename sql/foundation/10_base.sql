@@ -5,7 +5,7 @@ returns timestamptz
 language sql
 volatile
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.clock_timestamp();
 $$;
@@ -17,7 +17,7 @@ returns text
 language sql
 volatile
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     -- A random uuid (version 4) whose first six bytes become the milliseconds since 1970, and whose version nibble
     -- goes from 0100 to 0111: that is a version 7 uuid (RFC 9562), made without an extension on any server.
@@ -41,7 +41,7 @@ language sql
 immutable
 strict
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     -- extract() gives numeric, so nothing is rounded.
     select (extract(epoch from moment) * 1000000)::bigint;

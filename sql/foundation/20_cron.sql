@@ -15,7 +15,7 @@ language sql
 immutable
 strict
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 begin atomic
     -- Collation "C" keeps the result immutable: a Turkish locale would not turn 'fri' into 'FRI'.
     select
@@ -43,7 +43,7 @@ language plpgsql
 immutable
 strict
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_low constant integer := (array[0, 0, 1, 1, 0])[place];
@@ -66,7 +66,7 @@ begin
         -- 1 star, 2 L or LW, 3 from, 4 to, 5 nth weekday, 6 last weekday, 7 step
         v_part := regexp_match(
             v_term,
-            '^(?:(\*)|(LW?)|([0-9]+|[A-Z]{3})(?:-([0-9]+|[A-Z]{3})|#([0-9]+)|(?<=[0-9])(L))?)(?:/([0-9]+))?$'
+            '^(?:([*])|(LW?)|([0-9]+|[A-Z]{3})(?:-([0-9]+|[A-Z]{3})|#([0-9]+)|(?<=[0-9])(L))?)(?:/([0-9]+))?$'
         );
         if v_part is null
             or (v_part[2] is not null and place <> 3)
@@ -141,7 +141,7 @@ language plpgsql
 immutable
 strict
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_names constant text[] := array['minute', 'hour', 'day of month', 'month', 'day of week'];
@@ -229,7 +229,7 @@ returns text
 language plpgsql
 stable
 strict
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- Takes back, when this function returns, what set_config() does below.
 set timezone = 'UTC'
 as $$
@@ -275,7 +275,7 @@ language plpgsql
 immutable
 strict
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_minutes constant bigint := fields[1];
@@ -352,7 +352,7 @@ returns timestamptz
 language plpgsql
 stable
 strict
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- A difference of wall clocks may be a whole day (where a date was repeated): a day must mean 24 hours here.
 set timezone = 'UTC'
 as $$

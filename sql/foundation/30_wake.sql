@@ -17,7 +17,7 @@ returns trigger
 language plpgsql
 volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_due bigint;
@@ -79,7 +79,7 @@ returns trigger
 language plpgsql
 volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.updated_at := pgrecall.clock();
@@ -107,6 +107,9 @@ begin
                 case when new.status = 'fired' then 'marked as fired' else new.status end
             );
         end if;
+    elsif new.session_id is distinct from old.session_id then
+        raise exception 'recall % is in a run, so it cannot move to another session', quote_literal(old.id)
+            using errcode = 'PR004', detail = old.status, hint = 'Cancel it, and schedule a new one there.';
     elsif new.run_id = old.run_id and old.status = 'running' and new.status <> 'running' then
         -- Somebody other than the run's own worker ended it (finish() clears run_id in the same statement). The worker
         -- keeps the session until it says that the agent has stopped, so that nothing else runs there meanwhile.
@@ -123,7 +126,7 @@ returns trigger
 language plpgsql
 volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if old.run_id is not null then
@@ -162,7 +165,7 @@ returns trigger
 language plpgsql
 volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform pg_notify('pgrecall', 'stop all');

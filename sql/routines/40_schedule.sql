@@ -9,7 +9,7 @@ create or replace function pgrecall._next_occurrence(recall pgrecall.session_rec
 returns timestamptz
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_next timestamptz;
@@ -47,7 +47,7 @@ create or replace function pgrecall._missing_recall(recall_id text)
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     raise exception 'no recall with id %', quote_nullable(left(recall_id, 255))
@@ -75,7 +75,7 @@ create or replace function pgrecall.schedule_recall(
 returns pgrecall.session_recalls
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_call_type text;
@@ -191,7 +191,7 @@ create or replace function pgrecall.cancel_recall(session_id text)
 returns boolean
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -218,7 +218,7 @@ create or replace function pgrecall.skip_next_recall(session_id text)
 returns boolean
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -257,7 +257,7 @@ create or replace function pgrecall.reschedule(recall_id text, new_trigger_at ti
 returns pgrecall.session_recalls
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -292,7 +292,7 @@ create or replace function pgrecall.mark_fired(recall_id text)
 returns pgrecall.session_recalls
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -339,7 +339,7 @@ create or replace function pgrecall.mark_cancelled(recall_id text)
 returns pgrecall.session_recalls
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -377,7 +377,7 @@ create or replace function pgrecall.list_recalls(
 returns setof pgrecall.session_recalls
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if list_recalls.session_id is null and list_recalls.user_id is null and is_admin is not true then
@@ -413,7 +413,7 @@ create or replace function pgrecall.get_pending_recalls(before timestamptz)
 returns setof pgrecall.session_recalls
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select recall.*
     from pgrecall.session_recalls as recall
@@ -428,7 +428,7 @@ create or replace function pgrecall.get_next_trigger_at()
 returns timestamptz
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select min(recall.due_at)
     from pgrecall.session_recalls as recall
@@ -442,7 +442,7 @@ create or replace function pgrecall.get_pending_session_ids(session_ids text[])
 returns setof text
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select distinct recall.session_id
     from pgrecall.session_recalls as recall

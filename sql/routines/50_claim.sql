@@ -8,7 +8,7 @@ create or replace function pgrecall._lock_for_peek(wait_milliseconds integer)
 returns boolean
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_before constant text := current_setting('lock_timeout');
@@ -39,7 +39,7 @@ create or replace function pgrecall._free_session(session_id text, run_id bigint
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_has_waiting boolean;
@@ -82,7 +82,7 @@ create or replace function pgrecall._give_back(recall_id text, new_attempt integ
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_before constant text := current_setting('lock_timeout');
@@ -123,7 +123,7 @@ returns interval
 language sql
 immutable
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select least(interval '5 seconds' * (2 ^ least(attempt - 1, 16)), interval '10 minutes');
 $$;
@@ -134,7 +134,7 @@ create or replace function pgrecall._end_lost_run(recall pgrecall.session_recall
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_error text;
@@ -163,7 +163,7 @@ create or replace function pgrecall._expire_leases()
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now timestamptz := pgrecall.clock();
@@ -185,11 +185,13 @@ begin
     for v_recall in
         select claimed.*
         from pgrecall.session_recalls as claimed
+        join pgrecall.sessions as session on session.id = claimed.session_id
         join pgrecall.workers as w on w.id = claimed.worker_id
         where claimed.run_id is not null
             and w.id = any(v_expired)
             and w.lease_until <= v_now
-        for no key update of claimed
+        -- What somebody has locked is left for the next look: claim() never waits.
+        for no key update of claimed, session skip locked
     loop
         perform pgrecall._end_lost_run(v_recall);
     end loop;
@@ -251,7 +253,7 @@ returns table (
 )
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -464,7 +466,7 @@ returns text
 language sql
 immutable
 parallel safe
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select 'recall:' || recall_id || ':'
         || to_char(nominal_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
@@ -476,7 +478,7 @@ create or replace function pgrecall.renew(worker_id text, lease interval default
 returns setof bigint
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     update pgrecall.workers
@@ -499,7 +501,7 @@ create or replace function pgrecall.release(worker_id text, run_ids bigint[])
 returns integer
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -508,9 +510,10 @@ begin
     for v_recall in
         select held.*
         from pgrecall.session_recalls as held
+        join pgrecall.sessions as session on session.id = held.session_id
         where held.run_id = any(run_ids)
             and held.worker_id = release.worker_id
-        for no key update
+        for no key update of held, session skip locked
     loop
         perform pgrecall.finish(
             v_recall.id, v_recall.run_id, 'interrupted',
@@ -522,7 +525,7 @@ begin
 end;
 $$;
 comment on function pgrecall.release(text, bigint[]) is
-    'Gives back claims whose answer never reached their worker, without counting an attempt, and returns how many. Called by a worker when renew() names runs that it does not have. Locks: recalls, then sessions.';
+    'Gives back claims whose answer never reached their worker, without counting an attempt, and returns how many. Called by a worker when renew() names runs that it does not have. Locks: recalls and sessions, skipping locked ones.';
 
 create or replace function pgrecall.register_worker(
     worker_id text,
@@ -534,7 +537,7 @@ create or replace function pgrecall.register_worker(
 returns timestamptz
 language sql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     insert into pgrecall.workers as w (id, concurrency, host, pid, version)
     values (worker_id, concurrency, host, pid, version)
@@ -553,7 +556,7 @@ create or replace function pgrecall.unregister_worker(worker_id text)
 returns void
 language sql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     delete from pgrecall.workers
     where workers.id = unregister_worker.worker_id

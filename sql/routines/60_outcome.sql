@@ -4,7 +4,7 @@ create or replace function pgrecall._record_missed(recall pgrecall.session_recal
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- Beyond this many one row stands for the rest, so that a year's outage of a job by the second stays affordable.
@@ -54,7 +54,7 @@ create or replace function pgrecall._end_occurrence(recall pgrecall.session_reca
 returns void
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_next timestamptz;
@@ -115,7 +115,7 @@ returns table (
 )
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare

@@ -4,7 +4,7 @@ create or replace function pgrecall.append_messages(session_id text, messages js
 returns integer
 language plpgsql
 volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_added integer;

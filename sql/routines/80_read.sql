@@ -4,7 +4,7 @@ create or replace function pgrecall.get_recall(recall_id text)
 returns pgrecall.session_recalls
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
@@ -25,7 +25,7 @@ create or replace function pgrecall.get_runs(recall_id text, "limit" integer def
 returns setof pgrecall.recall_runs
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select run.*
     from pgrecall.recall_runs as run

@@ -265,7 +265,7 @@ def test_a_claim_sees_what_was_changed_just_before_it_got_the_lock(
 
 
 def test_a_second_due_recall_of_a_session_in_the_same_batch_waits(db: psycopg.Connection) -> None:
-    first = add(db, "s1", NOW - MINUTE, status="running")
+    first = add(db, "s1", NOW - MINUTE, status="running", not_before=NOW - MINUTE)
     second = add(db, "s1", NOW)
     found = claim(db)
     (run,), (waiting,) = found.runs, found.deferred
@@ -577,19 +577,35 @@ def test_a_renewal_that_comes_after_an_open_expiry_finds_its_runs_gone(
     assert renewing.result() == []
 
 
-def test_an_expiry_waits_for_a_finish_that_is_open_and_then_respects_it(
+def test_an_expiry_does_not_wait_for_a_finish_that_is_open_and_respects_it(
     two: tuple[psycopg.Connection, psycopg.Connection],
 ) -> None:
     first, second = two
     name = add(first, "s1", NOW)
     run = claim_one(first, "w1")
     set_clock(first, NOW + MINUTE)
+    second.execute("set statement_timeout = '5s'")
     with first.transaction():
         finish(first, run)
-        claiming = Doing(lambda: claim(second, "w2"))
-        wait_until_blocked(first, second.info.backend_pid)
-    assert claiming.result().runs == []
+        assert claim(second, "w2").runs == []
+    assert claim(second, "w2").runs == []
     assert outcomes(first, name) == ["success"]
+
+
+def test_an_expiry_leaves_what_somebody_has_locked_for_the_next_look(
+    two: tuple[psycopg.Connection, psycopg.Connection],
+) -> None:
+    first, second = two
+    names = [add(first, session_id, NOW) for session_id in ("s1", "s2")]
+    assert claim(first, "dead").recall_ids == names
+    set_clock(first, NOW + MINUTE)
+    second.execute("set statement_timeout = '5s'")
+    with first.transaction():
+        first.execute("select from pgrecall.sessions where id = 's1' for update")
+        found = claim(second, "w2")
+        assert found.recall_ids == [names[1]]
+        assert found.next_due_at is None or found.next_due_at <= NOW + MINUTE
+    assert claim(second, "w2").recall_ids == [names[0]]
 
 
 # Workers
@@ -645,53 +661,6 @@ def test_an_idle_worker_is_seen_to_be_alive(db: psycopg.Connection) -> None:
     set_clock(db, NOW + 31 * SECOND)
     claim(db, "w1")
     assert value(db, "select seen_at from pgrecall.workers") == NOW + 31 * SECOND
-
-
-def test_a_worker_that_comes_back_with_waiting_work_does_not_deadlock_with_its_expiry(database: str) -> None:
-    """The expiry holds the worker's row and wants the session; the worker's claim holds the session."""
-    with (
-        psycopg.connect(database, autocommit=True) as holder,
-        psycopg.connect(database, autocommit=True) as returned,
-        psycopg.connect(database, autocommit=True) as other,
-    ):
-        set_clock(holder, NOW)
-        name = add(holder, "s1", NOW)
-        claim_one(holder, "w1")
-        set_clock(holder, NOW + MINUTE)
-        add(holder, "s1", NOW)
-        add(holder, "s2", NOW)
-        with holder.transaction():
-            holder.execute("select from pgrecall.session_recalls where id = %s for update", [name])
-            expiring = Doing(lambda: claim(other, "w2", up_to=0))
-            wait_until_blocked(holder, other.info.backend_pid)
-            coming_back = Doing(lambda: claim(returned, "w1"))
-            wait_until_blocked(holder, returned.info.backend_pid)
-        expiring.result()
-        coming_back.result()
-
-
-def test_an_expiry_that_has_to_wait_does_not_hold_up_live_workers(database: str) -> None:
-    with (
-        psycopg.connect(database, autocommit=True) as holder,
-        psycopg.connect(database, autocommit=True) as live,
-        psycopg.connect(database, autocommit=True) as other,
-    ):
-        set_clock(holder, NOW)
-        name = add(holder, "s1", NOW)
-        claim_one(holder, "dead")
-        set_clock(holder, NOW + 20 * SECOND)
-        add(holder, "s2", NOW)
-        claim_one(live, "live")
-        set_clock(holder, NOW + 40 * SECOND)
-        free = add(holder, "s3", NOW)
-        live.execute("set statement_timeout = '5s'")
-        with holder.transaction():
-            holder.execute("select from pgrecall.session_recalls where id = %s for update", [name])
-            expiring = Doing(lambda: claim(other, "w2", up_to=0))
-            wait_until_blocked(holder, other.info.backend_pid)
-            assert claim(live, "live").recall_ids == [free]
-            assert len(call(live, "renew", worker_id="live")) == 2
-        expiring.result()
 
 
 @pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
