@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -474,6 +474,55 @@ async def test_a_worker_comes_back_by_itself_after_the_server_was_killed(tmp_pat
     names = Counter(event["event"] for event in events)
     assert (names["listener_lost"], names["listener_restored"]) == (1, 1)
     assert (names["loop_error"], names["loop_restored"]) == (1, 1)
+
+
+def server_processes(postmaster: int) -> list[int]:
+    """The postmaster and its children."""
+    found = [postmaster]
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended while we looked
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == postmaster:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the server's processes")
+async def test_a_run_is_stopped_before_a_lease_ends_that_cannot_be_renewed(tmp_path: Path) -> None:
+    """The server hangs: nothing fails, nothing answers."""
+    stopped_after: list[float] = []
+    lease = 3.0
+
+    async def then(_: CurrentRecall) -> str | None:
+        began = time.monotonic()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped_after.append(time.monotonic() - began)
+        return None
+
+    agent = Recorder(then)
+    with EmbeddedPostgres(tmp_path, durable=False) as postgres:
+        async with RecallScheduler(postgres.dsn) as scheduler:
+            await scheduler.ensure_tables()
+        async with working(postgres.dsn, agent, lease=lease):
+            async with sql(postgres.dsn) as db:
+                await db.session("s1")
+                await db.recall("s1")
+                await agent.count(1)
+            hung = server_processes(postgres.pid)
+            try:
+                for pid in hung:
+                    os.kill(pid, signal.SIGSTOP)
+
+                async def stopped() -> bool:
+                    return bool(stopped_after)
+
+                await until(stopped)
+            finally:
+                for pid in hung:
+                    os.kill(pid, signal.SIGCONT)
+    assert stopped_after[0] < lease
 
 
 async def test_a_stopping_worker_lets_its_runs_finish(database: str) -> None:
