@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pgrecall import database
 from pgrecall.cli import times
 from pgrecall.cli.answers import answer
 from pgrecall.cli.app import Verb, exclusive
@@ -67,10 +68,11 @@ def schedule(
     given["metadata"] = _json_object(metadata)
     with target.open() as (scheduler, connection), connection.transaction():
         if create_session:
-            connection.execute(
-                "insert into pgrecall.sessions (id, user_id) values (%s, %s) on conflict (id) do nothing",
-                [session, user_id],
-            )
+            with database.translated():
+                connection.execute(
+                    "insert into pgrecall.sessions (id, user_id) values (%s, %s) on conflict (id) do nothing",
+                    [session, user_id],
+                )
         recall = scheduler.schedule_recall(
             session_id=session,
             additional_context_message=message,

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from psycopg import sql
 from sqltools import HOUR, MINUTE, Ear, add_session, claim, claim_one, due, finish, ledger, recall, session
 
 INSERT = """
@@ -265,3 +266,35 @@ def test_psycopg_copy_is_a_producer(database: str, ear: Ear) -> None:
     assert ear.heard() == [due(at + timedelta(seconds=1))]
     found = claim(ear.connection).runs
     assert [run["additional_context_message"] for run in found] == [f"message\t{number}\n" for number in (1, 2, 3)]
+
+
+def test_a_producer_cannot_slip_code_of_its_own_into_the_triggers(database: str) -> None:
+    """The triggers run with their owner's rights; a temporary type must not stand in for one of PostgreSQL's own."""
+    role = f"producer_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("insert into pgrecall.sessions (id) values ('s1')")
+        db.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
+        try:
+            for grant in (
+                "grant usage on schema pgrecall to {}",
+                "grant insert, update, delete on pgrecall.session_recalls to {}",
+                "grant select on pgrecall.session_recalls, pgrecall.sessions to {}",
+            ):
+                db.execute(sql.SQL(grant).format(sql.Identifier(role)))
+            db.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
+            for kind in ("text", "int8"):
+                db.execute(
+                    f"""create function pg_temp.evil(value pg_catalog.{kind}) returns boolean language plpgsql as $$
+                    begin raise exception 'ran as %', current_user; end $$""".encode()
+                )
+                db.execute(f"create domain pg_temp.{kind} as pg_catalog.{kind} check (pg_temp.evil(value))".encode())
+            db.execute(
+                "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message) "
+                "values ('s1', now(), 'hello')"
+            )
+            db.execute("update pgrecall.session_recalls set status = 'cancelled'")
+            db.execute("delete from pgrecall.session_recalls")
+        finally:
+            db.execute("reset role")
+            db.execute(sql.SQL("drop owned by {}").format(sql.Identifier(role)))
+            db.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
