@@ -22,7 +22,13 @@ from pgrecall import SettingsError, demo
 
 DEADLINE = 60.0  # seconds; the demo itself gives up earlier, also on a slow machine
 SOURCES = str(Path(next(iter(pgrecall.__path__))).parent)
-START = "import json, sys; from pgrecall.demo import main; sys.exit(main(**json.loads(sys.argv[1])))"
+# A shell starts what it puts into the background with SIGINT ignored, and so would be everything below it.
+START = """
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pgrecall.demo import main
+sys.exit(main(**json.loads(sys.argv[1])))
+"""
 FAILING_AGENT = """
 async def agent(*, session_id: str, user_message: str) -> str:
     if session_id == "chloe-3":
