@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -117,8 +116,3 @@ def check(version: int | None) -> None:
         )
     if version > SCHEMA_VERSION:
         raise SchemaTooNewError(_too_new(version), hint="Upgrade the package: pip install -U pgrecall")
-
-
-def included_files() -> list[str]:
-    """The files that install.sql names, in its order: what psql runs. A test holds it equal to `script_files`."""
-    return re.findall(r"^\s*\\ir\s+(\S+)", _text("install.sql"), flags=re.MULTILINE)

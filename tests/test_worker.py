@@ -148,7 +148,12 @@ async def test_a_fired_recall_costs_two_statements_from_claim_to_outcome(databas
             before = await statements(db)
             await db.ended(await db.recall("s1"))
             sent = await statements(db) - before
-    assert {routine: sent[routine] for routine in sent if " " not in routine} == {"claim": 1, "finish": 1}
+    ours = ("insert into pgrecall.session_recalls", "select from pgrecall.session_recalls")  # of this test
+    connecting = "set "  # once for each new connection
+    in_the_trigger = "SELECT"  # deferred to the producer's commit, where its statements count as top-level ones
+    others = (*ours, connecting, in_the_trigger)
+    theirs = {statement: sent[statement] for statement in sent if not statement.startswith(others)}
+    assert theirs == {"claim": 1, "finish": 1}
 
 
 async def test_the_message_and_the_reply_are_in_the_session_and_the_ledger(database: str) -> None:
