@@ -21,6 +21,7 @@ from pgrecall import (
     RecallScheduler,
     RecallStateError,
     SchemaMissingError,
+    SchemaOutdatedError,
     SchemaTooNewError,
     SessionNotFoundError,
     SettingsError,
@@ -260,6 +261,23 @@ async def test_a_missing_schema_is_said_with_the_command_to_run(empty_database: 
     with pytest.raises(SchemaMissingError) as raised:
         await face("get_next_trigger_at")
     assert raised.value.hint == "Run: pgrecall migrate"
+
+
+@pytest.mark.parametrize("kind", [RecallScheduler, SyncRecallScheduler])
+async def test_an_older_schema_is_said_with_the_command_to_run_and_brought_up_to_date(
+    database: str, kind: type[Any]
+) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "create or replace function pgrecall.schema_version() returns integer language sql immutable as 'select 0'"
+        )
+    face = Face(kind, database)
+    with pytest.raises(SchemaOutdatedError, match="is version 0, this package needs 1") as raised:
+        await face("get_next_trigger_at")
+    assert raised.value.hint == "Run: pgrecall migrate"
+    await face("ensure_tables")
+    assert await face("get_next_trigger_at") is None
+    await face("aclose" if kind is RecallScheduler else "close")
 
 
 async def test_a_newer_schema_is_said_and_left_alone(database: str) -> None:
