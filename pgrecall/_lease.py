@@ -1,25 +1,40 @@
-"""Staying alive: renews the worker's lease while it has runs, from a thread that no agent can starve.
+"""Staying alive: proves to the others that this worker lives, from a thread that no agent can starve.
 
-Knows nothing of what the runs do; it says which of them are no longer the worker's own.
+Two proofs: a lease that is renewed while there are runs, and lifelines, advisory locks that the server releases when
+the connections of a dead process are closed (sql/routines/52_lifelines.sql). Says which runs are no longer the
+worker's own, and by when all must stop because neither proof can be given. Knows nothing of what the runs do.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 
 from pgrecall import calls, database
+from pgrecall._backoff import Backoff
+from pgrecall._peer import Peer, peer_of
 from pgrecall.agents import describe
 from pgrecall.errors import RecallError
 from pgrecall.telemetry import logger
 
+#: Seconds between two renewals at most. The server takes a worker that was silent for 20 s before its connections ended
+#: for one that was cut off, and waits for its lease to end (see _end_dead_worker).
+_RENEW_EVERY = 10.0
+
+#: Which part of its grace a worker without lifelines waits for one before it stops its runs. The rest is for stopping.
+_PROVE_WITHIN = 0.6
+
 
 class LeaseKeeper:
-    """One renewal for all runs every third of the lease, and none while there are no runs.
+    """One renewal for all runs every third of the lease, none while there are no runs; and a connection that holds on.
 
     The lease is counted from when the request for it was *sent*, by the monotonic clock, so it never seems to last
     longer than the database thinks.
@@ -28,88 +43,183 @@ class LeaseKeeper:
         dsn: Where to renew.
         worker_id: Whose lease.
         lease: Its length in seconds.
+        patience: Seconds after which a statement is taken for lost.
+        reconnect_grace: For how many seconds both lifelines may be gone; None: no lifelines, the lease alone.
+        register: The call that registers the worker with this lifeline.
         on_lost: Called from the thread with the runs that must stop, and why.
+        on_change: Called from the thread when `stop_at` has become earlier.
     """
 
-    def __init__(self, dsn: str, worker_id: str, lease: float, on_lost: Callable[[frozenset[int], str], None]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        worker_id: str,
+        lease: float,
+        patience: float,
+        reconnect_grace: float | None,
+        *,
+        register: Callable[[int], calls.Call[datetime]],
+        on_lost: Callable[[frozenset[int], str], None],
+        on_change: Callable[[], None],
+    ) -> None:
         self._dsn = dsn
         self._worker_id = worker_id
         self._lease = lease
+        self._patience = patience
+        self._reconnect_grace = reconnect_grace
+        self._register = register
         self._on_lost = on_lost
+        self._on_change = on_change
+
+        # Shared by the thread and the worker's event loop, under the lock.
+        self._lock = threading.Lock()
         self._runs: dict[int, float] = {}
         self._until = 0.0
         self._renew_at = 0.0
         self._told: set[int] = set()
+        self._lifelines: set[int] = set()
+        self._alone_since: float | None = None
+        self._server_was_down = False
+
+        # The thread's own.
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._peer: Peer | None = None
         self._unknown: frozenset[int] = frozenset()
-        self._changed = threading.Condition()
+        self._lost_at: float | None = None
+        self._failing = Backoff(0.02, 3)
+
         self._stopping = False
-        self._connection: psycopg.Connection | None = None
-        self._thread = threading.Thread(target=self._keep, name="pgrecall-lease", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="pgrecall-lease", daemon=True)
+
+    # Called by the worker
 
     def start(self) -> None:
-        """Starts the thread; it connects when it first has something to renew."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; does not wait for a renewal that is under way."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        """Ends the thread; does not wait for a statement that is under way."""
+        self._stopping = True
+        self._wake_up()
 
     def add(self, run_id: int, asked_at: float) -> None:
         """A run has begun; its claim was sent at this monotonic time.
 
         The claim left at least 0.66 of a lease (see the SQL function claim), which is what is counted on.
         """
-        with self._changed:
+        with self._lock:
             if not self._runs:
-                self._until, self._renew_at = 0.0, asked_at + self._lease / 3
+                self._until, self._renew_at = 0.0, asked_at + self._renew_every
             self._until = max(self._until, asked_at + self._lease * 0.66)
             self._runs[run_id] = asked_at
-            self._changed.notify()
+        self._wake_up()
 
     def remove(self, run_id: int) -> None:
         """A run has ended."""
-        with self._changed:
+        with self._lock:
             self._runs.pop(run_id, None)
             self._told.discard(run_id)
 
+    def took_lifeline(self, line: int) -> None:
+        """The worker holds this lifeline now."""
+        with self._lock:
+            self._lifelines.add(line)
+            self._alone_since = None
+            self._server_was_down = False
+
+    def lost_lifeline(self, line: int) -> None:
+        """The connection that held this lifeline is gone."""
+        with self._lock:
+            if line not in self._lifelines:
+                return
+            self._lifelines.discard(line)
+            if self._lifelines:
+                return
+            self._alone_since = time.monotonic()
+        self._wake_up()
+        self._on_change()
+
+    def give_up_lifelines(self) -> None:
+        """The worker has told the database that it lives by its lease alone, until it takes a lifeline again."""
+        with self._lock:
+            self._alone_since = None
+
     @property
-    def seconds_left(self) -> float:
-        """For how long the claims are certainly still the worker's own."""
-        return self._until - time.monotonic()
+    def in_doubt(self) -> bool:
+        """Whether others may take this worker for dead."""
+        with self._lock:
+            return self._alone_since is not None
 
-    def _keep(self) -> None:
-        while True:
-            with self._changed:
-                while not self._runs and not self._stopping:
-                    self._changed.wait()
-                if self._stopping:
-                    break
-                # Due when a third of the lease is over: two thirds are left for trying.
-                pause = self._renew_at - time.monotonic()
-                if pause > 0:
-                    self._changed.wait(pause)
-                    continue
+    @property
+    def stop_at(self) -> float:
+        """The monotonic time by which runs must have been told to stop, unless the worker proves that it lives."""
+        with self._lock:
+            stop_at = self._until - min(5.0, self._lease / 6)
+            # While the server is down nobody can take the worker for dead; after that it is another incarnation.
+            if self._alone_since is not None and self._reconnect_grace is not None and not self._server_was_down:
+                stop_at = min(stop_at, self._alone_since + self._reconnect_grace * _PROVE_WITHIN)
+            return stop_at
+
+    @property
+    def _renew_every(self) -> float:
+        return min(self._lease / 3, _RENEW_EVERY)
+
+    def _wake_up(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(self._wake.set)
+
+    # In the thread
+
+    async def _keep(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping:
             try:
-                self._renew()
-            except (psycopg.Error, RecallError) as error:
-                logger().warning("renewal_failed", worker_id=self._worker_id, error=describe(error))
-                with self._changed:
-                    self._renew_at = time.monotonic() + min(1.0, self._lease / 10)
-        if self._connection is not None:
-            self._connection.close()
+                await self._turn()
+            except (psycopg.Error, RecallError, OSError) as error:  # a TimeoutError is an OSError
+                await self._failed(error)
+                await self._sleep(self._failing.pause())
+        await self._close()
 
-    def _renew(self) -> None:
+    async def _turn(self) -> None:
+        """Does what is to be done now, or waits until there is something."""
+        with self._lock:
+            pause = self._renew_at - time.monotonic() if self._runs else math.inf
+        if self._connection is None and (self._reconnect_grace is not None or self._runs):
+            await self._connect()
+        elif pause <= 0:
+            # Due when a third of the lease is over: two thirds are left for trying.
+            await self._renew()
+        else:
+            await self._wait(pause)
+
+    async def _connect(self) -> None:
+        async with asyncio.timeout(self._patience):
+            connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            self._connection = connection
+            await connection.execute(database.SESSION_SETTINGS)
+            if self._reconnect_grace is not None:
+                self._peer = await peer_of(connection)
+                if self._peer.is_session:
+                    await database.run_async(connection, self._register(1))
+                    self.took_lifeline(1)
+        with self._lock:
+            if self._lost_at is not None:
+                # Others may have taken it for dead meanwhile: what it still has is in the answer to a renewal.
+                self._renew_at = 0.0
+
+    async def _renew(self) -> None:
         asked_at = time.monotonic()
-        if self._connection is None or self._connection.broken or self._connection.closed:
-            self._connection = psycopg.connect(self._dsn, autocommit=True)
-            self._connection.execute(database.SESSION_SETTINGS)
-        call = calls.renew(self._worker_id, timedelta(seconds=self._lease))
-        held = frozenset(database.run_sync(self._connection, call))
-        with self._changed:
+        assert self._connection is not None  # noqa: S101 (see _turn)
+        async with asyncio.timeout(self._patience):
+            call = calls.renew(self._worker_id, timedelta(seconds=self._lease))
+            held = frozenset(await database.run_async(self._connection, call))
+        with self._lock:
             self._until = asked_at + self._lease
-            self._renew_at = asked_at + self._lease / 3
+            self._renew_at = asked_at + self._renew_every
             # A run claimed after the question was asked is not in the answer. One that was told to stop goes on being
             # renewed for until it has stopped: its session stays taken for so long.
             gone = frozenset(run for run, claimed_at in self._runs.items() if run not in held and claimed_at < asked_at)
@@ -117,16 +227,62 @@ class LeaseKeeper:
             self._told |= gone
         if gone:
             self._on_lost(gone, "another worker has them, or they were cancelled")
-        self._release_unheard(held)
+        await self._release_unheard(held)
+        self._restored()
 
-    def _release_unheard(self, held: frozenset[int]) -> None:
+    async def _release_unheard(self, held: frozenset[int]) -> None:
         """Gives back claims whose answer was lost on its way here; nobody else may while we renew the lease."""
         assert self._connection is not None  # noqa: S101 (the caller has just used it)
-        with self._changed:
+        with self._lock:
             unknown = held - self._runs.keys()
-        # Unknown twice, a third of a lease apart: not just an answer that is still on its way.
+        # Unknown twice, one renewal apart: not just an answer that is still on its way.
         unheard = unknown & self._unknown
         self._unknown = unknown - unheard
         if unheard:
-            database.run_sync(self._connection, calls.release(self._worker_id, unheard))
+            async with asyncio.timeout(self._patience):
+                await database.run_async(self._connection, calls.release(self._worker_id, unheard))
             logger().warning("claim_unheard", worker_id=self._worker_id, run_ids=sorted(unheard))
+
+    async def _wait(self, pause: float) -> None:
+        """Waits so long at most; ends early for news from the worker, and raises when the connection is lost."""
+        self._restored()
+        connection = self._connection
+        if connection is not None:
+            assert self._loop is not None  # noqa: S101 (the thread runs in it)
+            # The server never speaks first here but to say goodbye.
+            self._loop.add_reader(connection.fileno(), self._wake.set)
+            try:
+                await self._sleep(pause)
+            finally:
+                self._loop.remove_reader(connection.fileno())
+            connection.pgconn.consume_input()
+        else:
+            await self._sleep(pause)
+
+    async def _sleep(self, pause: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(pause) else pause):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _failed(self, error: Exception) -> None:
+        await self._close()
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            logger().warning("lease_connection_lost", worker_id=self._worker_id, error=describe(error))
+        if self.in_doubt and self._peer is not None and await self._peer.is_down():
+            with self._lock:
+                self._server_was_down = True
+
+    def _restored(self) -> None:
+        self._failing.reset()
+        if self._lost_at is not None:
+            seconds = round(time.monotonic() - self._lost_at, 3)
+            logger().info("lease_connection_restored", worker_id=self._worker_id, seconds=seconds)
+            self._lost_at = None
+
+    async def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+            self.lost_lifeline(1)

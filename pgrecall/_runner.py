@@ -29,6 +29,12 @@ from pgrecall.telemetry import logger
 #: A deadline must be a date: nobody notices the difference.
 _LONGEST = timedelta(days=36500)
 
+#: SQLSTATE classes that are about what is being stored and not about the state of the server or the way to it.
+_ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", "P0", "XX"})
+
+#: How often such an error is waited out; it may come from a trigger of the host that is mended meanwhile.
+_TRIES = 5
+
 StopReason = Literal["told to stop", "lease lost", "worker stopping"]
 
 
@@ -162,9 +168,15 @@ class Runner:
             _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))
 
     async def _tell(self, run: Run, ending: Ending, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
-        """Tells the outcome again and again until the database has heard it."""
+        """Tells the outcome again and again until the database has heard it.
+
+        An outcome that the database will not have is replaced by an error that says so. If it will not have that
+        either, the run ends untold: it must not keep its slot for ever. Its claim ends with the worker's lease.
+        """
         failing = Backoff(0.1, 5)
         complained = False
+        refusals = 0
+        replaced = False
         while True:
             call = calls.finish(
                 run.recall.recall_id,
@@ -182,21 +194,28 @@ class Runner:
             try:
                 async with asyncio.timeout(self._patience):
                     return (await self._database.run(call))[0]
-            except RecallError as error:
-                log.error("loop_error", worker_id=self._worker_id, error=describe(error))
-                if ending.error == describe(error):
-                    return None
-                # The database will never have this outcome (what the agent said, most likely): say so in its place.
-                ending = Ending(outcome="error", error=describe(error))
-            except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
+            except (RecallError, psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
                 if not complained:
                     complained = True
                     log.error("loop_error", worker_id=self._worker_id, error=describe(error))
+                refusals += _is_about_the_outcome(error)
+                if isinstance(error, RecallError) or refusals == _TRIES:
+                    if replaced:
+                        return None
+                    # The database will never have this outcome (what the agent said, most likely).
+                    ending = Ending(outcome="error", error=describe(error))
+                    refusals, replaced = 0, True
+                    failing.reset()
+                    continue
                 if must_let_go():
                     return None
-                await anyio.sleep(failing.pause())
-                with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
-                    await self._database.mend()
+            await anyio.sleep(failing.pause())
+            with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
+                await self._database.mend()
+
+
+def _is_about_the_outcome(error: Exception) -> bool:
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _ABOUT_THE_OUTCOME
 
 
 def _log_ending(log: Any, ending: Ending, finished: Finished | None, seconds: float) -> None:

@@ -263,11 +263,21 @@ def release(worker_id: str, run_ids: Collection[int]) -> Call[int]:
     return Call("release", {"worker_id": worker_id, "run_ids": list(run_ids)})
 
 
-def register_worker(worker_id: str, concurrency: int, host: str, pid: int, version: str) -> Call[datetime]:
+def register_worker(
+    worker_id: str,
+    concurrency: int,
+    *,
+    host: str,
+    pid: int,
+    version: str,
+    reconnect_grace: timedelta,
+    lifeline: int | None,
+) -> Call[datetime]:
     """`pgrecall.register_worker`."""
     return Call(
         "register_worker",
-        {"worker_id": worker_id, "concurrency": concurrency, "host": host, "pid": pid, "version": version},
+        {"worker_id": worker_id, "concurrency": concurrency, "host": host, "pid": pid, "version": version}
+        | _given(reconnect_grace=reconnect_grace, lifeline=lifeline),
     )
 
 

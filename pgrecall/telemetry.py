@@ -1,7 +1,8 @@
 """The closed list of log events. The event name is the message; values are fields, never parts of a sentence.
 
 event                fields
-worker_started       worker_id, concurrency, lease_seconds, timeout_seconds
+worker_started       worker_id, concurrency, lease_seconds, timeout_seconds, mode (listen, poll)
+poll_mode            worker_id, poll_seconds, effect (what is worse than with LISTEN; once, at the start)
 worker_stopped       worker_id, runs_given_back
 recall_claimed       recall_id, run_id, session_id, nominal_at, lateness_ms, attempt
 recall_deferred      recall_id, session_id, deferrals, reason
@@ -11,7 +12,11 @@ recall_failed        recall_id, run_id, session_id, seconds, outcome, error, sta
 recall_rescheduled   recall_id, run_id, session_id, outcome, status, next_due_at (a run that ended without counting)
 run_stopped          recall_id, run_id, session_id, reason (told to stop: cancelled, deleted, worker stopping)
 lease_lost           worker_id, run_ids, reason
-renewal_failed       worker_id, error (tried again soon; the runs are stopped before the lease ends)
+worker_died          worker_id, dead_worker_id, run_ids (found by this worker; the runs are due again)
+lease_connection_lost      worker_id, error (the lease cannot be renewed; its runs are stopped before it ends)
+lease_connection_restored  worker_id, seconds
+watch_lost           worker_id, error (nobody is told at once if its neighbour dies)
+watch_restored       worker_id, seconds
 claim_unheard        worker_id, run_ids (claims whose answer was lost; given back)
 outcome_refused      recall_id, run_id, session_id, outcome
 part_failed          recall_id, part, error (an optional part of an agent could not be opened)

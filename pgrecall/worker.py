@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,14 +29,24 @@ from pgrecall import calls, database
 from pgrecall._backoff import Backoff
 from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Listener, ServerClock
+from pgrecall._peer import peer_of
 from pgrecall._runner import Run, Runner, StopReason
 from pgrecall._version import __version__
+from pgrecall._watch import Watch
 from pgrecall.agents import agent_opener, describe
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError, SettingsError
 from pgrecall.model import ClaimRow
 from pgrecall.sessions import PostgresSessionStore, SessionStore
 from pgrecall.telemetry import logger
+
+#: Seconds in which the database must have answered a worker that starts.
+_SIGN_UP = 30.0
+
+_POLLING_MEANS = (
+    "no LISTEN: new recalls may start so late, cancelled runs stop at the next renewal of the lease, "
+    "and the recalls of a dead worker wait for its lease to end"
+)
 
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
@@ -56,7 +66,13 @@ class Worker:
         safety_interval: At most so many seconds between two looks, in case a notification was lost. Default 60.
         timeout: Wall-clock limit of a run in seconds, unless its recall has its own. Default 600.
         grace: How many seconds a stopping worker lets its runs finish. Default 30.
+        reconnect_grace: For how many seconds all connections of this worker may be gone before the others take it for
+            dead and start its runs again; it stops them itself after 0.6 of that. Default 0.5, at most 60. None: only
+            its lease counts.
         listen_dsn: Where to LISTEN, if `dsn` goes through a transaction pooler.
+        poll_interval: Do not LISTEN at all, but look every so many seconds: for where a direct connection is not to be
+            had. A recall that is inserted for sooner than that starts up to so many seconds late, a run that is
+            cancelled hears of it at the next renewal of the lease, and a dead worker is noticed by its lease alone.
 
     Raises:
         SettingsError: A number makes no sense, or a DSN is not one.
@@ -74,15 +90,24 @@ class Worker:
         safety_interval: float = 60.0,
         timeout: float = 600.0,
         grace: float = 30.0,
+        reconnect_grace: float | None = 0.5,
         listen_dsn: str | None = None,
+        poll_interval: float | None = None,
     ) -> None:
         if concurrency < 1 or concurrency % 1:
             raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
-        for name, value in (("lease", lease), ("safety_interval", safety_interval), ("timeout", timeout)):
+        seconds = {"lease": lease, "safety_interval": safety_interval, "timeout": timeout}
+        for name, value in (seconds | ({} if poll_interval is None else {"poll_interval": poll_interval})).items():
             if not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} is {value}, but must be greater than 0")
+        if reconnect_grace is not None and not 0 < reconnect_grace <= 60:
+            raise SettingsError(
+                f"reconnect_grace is {reconnect_grace}, but must be greater than 0 and at most 60, or None"
+            )
         if not grace >= 0:
             raise SettingsError(f"grace is {grace}, but must be 0 or more")
+        if poll_interval is not None and listen_dsn is not None:
+            raise SettingsError("poll_interval and listen_dsn exclude each other", hint="Who polls does not LISTEN.")
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
@@ -94,9 +119,12 @@ class Worker:
         self._lease = lease
         # A statement that takes longer than half a lease is taken for lost.
         self._patience = max(lease / 2, 1)
-        self._safety_interval = safety_interval
+        self._safety_interval = min(safety_interval, poll_interval or math.inf)
+        self._poll_interval = poll_interval
         self._timeout = timeout
         self._grace = grace
+        # Lifelines are kept by the connections that a worker that polls does without.
+        self._reconnect_grace = None if poll_interval is not None else reconnect_grace
         self._clock = ServerClock()
         self._runner = Runner(
             self.worker_id,
@@ -112,7 +140,11 @@ class Worker:
         self._alarm = Alarm()
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
+        self._lease_changed = anyio.Event()
+        self._listener_doubted = anyio.Event()
+        self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
+        self._safety_at = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
         # Runs that were told to stop before we heard that they are ours.
@@ -136,31 +168,78 @@ class Worker:
         self._started = True
         loop = asyncio.get_running_loop()
 
-        def on_lost(run_ids: frozenset[int], reason: str) -> None:
-            with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
-                loop.call_soon_threadsafe(self._lost, run_ids, reason)
+        def in_loop(function: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: object) -> None:
+                with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
+                    loop.call_soon_threadsafe(function, *arguments)
 
-        lease = LeaseKeeper(self._scheduler.dsn, self.worker_id, self._lease, on_lost)
-        register = calls.register_worker(
-            self.worker_id, self._concurrency, socket.gethostname(), os.getpid(), __version__
+            return call
+
+        lease = LeaseKeeper(
+            self._listen_dsn,
+            self.worker_id,
+            self._lease,
+            self._patience,
+            self._reconnect_grace,
+            register=self._registration,
+            on_lost=in_loop(self._lost),
+            on_change=in_loop(self._look_at_lease),
         )
-        listener = Listener(self._listen_dsn, self.worker_id, self._heard, self._on_connected)
         with _unpacked():
-            await self._run_with(register, listener, lease)
+            await self._run_with(lease)
 
-    async def _run_with(self, register: calls.Call[datetime], listener: Listener, lease: LeaseKeeper) -> None:
+    def _registration(self, lifeline: int | None = None) -> calls.Call[datetime]:
+        return calls.register_worker(
+            self.worker_id,
+            self._concurrency,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            reconnect_grace=timedelta(seconds=self._reconnect_grace or 0),
+            lifeline=lifeline,
+        )
+
+    async def _run_with(self, lease: LeaseKeeper) -> None:
+        async def hold_on(connection: psycopg.AsyncConnection[Any]) -> None:
+            if self._reconnect_grace is not None and (await peer_of(connection)).is_session:
+                await database.run_async(connection, self._registration(2))
+                lease.took_lifeline(2)
+
+        listener = Listener(
+            self._listen_dsn,
+            self.worker_id,
+            self._heard,
+            self._on_connected,
+            ask=self._database.query,
+            on_connection=hold_on,
+            on_lost=lambda: lease.lost_lifeline(2),
+        )
         try:
-            self._clock.sample((await self._database.run(register))[0])
-            lease.start()
+            async with database.answered_within(_SIGN_UP, "register_worker()"):
+                self._clock.sample((await self._database.run(self._registration()))[0])
             async with anyio.create_task_group() as background:
-                await background.start(listener.run)
+                if self._poll_interval is None:
+                    await background.start(listener.run)
+                    background.start_soon(self._test_listener, listener)
+                # Not before the listener has shown that the two DSNs lead to one database.
+                lease.start()
+                if self._reconnect_grace is not None:
+                    background.start_soon(self._watch.run)
                 logger().info(
                     "worker_started",
                     worker_id=self.worker_id,
                     concurrency=self._concurrency,
                     lease_seconds=self._lease,
                     timeout_seconds=self._timeout,
+                    mode="listen" if self._poll_interval is None else "poll",
                 )
+                if self._poll_interval is not None:
+                    logger().warning(
+                        "poll_mode",
+                        worker_id=self.worker_id,
+                        poll_seconds=self._poll_interval,
+                        effect=_POLLING_MEANS,
+                    )
                 background.start_soon(self._guard_lease, lease)
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
@@ -207,10 +286,15 @@ class Worker:
 
     def _on_connected(self) -> None:
         self._connected.set()
+        self._watch.begin()
         self._look_now()
 
     def _heard(self, payload: str) -> None:
-        """A notification: `due <microseconds>`, `stop <run_id>` or `stop all`. Raises ValueError for anything else."""
+        """A notification: `due <microseconds>`, `stop <run_id>`, `stop all`, `watch` or `watch <worker_id>`.
+
+        Raises:
+            ValueError: It is none of ours.
+        """
         kind, _, value = payload.partition(" ")
         if kind == "due":
             at = self._clock.monotonic(int(value) / 1e6)
@@ -221,6 +305,10 @@ class Worker:
                 # producers of a whole storm of later recalls need not notify any more.
                 self._settled_at = time.monotonic()
                 self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+        elif kind == "watch" and not value:
+            self._watch.begin()
+        elif kind == "watch" and value == self.worker_id:
+            self._watch.begin_anew()
         elif kind == "stop" and value == "all":
             self._stop_runs("told to stop")
         elif kind == "stop":
@@ -229,7 +317,7 @@ class Worker:
                 run.stop("told to stop")
             else:
                 self._early_stops.append(int(value))
-        else:
+        elif kind != "watch":
             raise ValueError(payload)
 
     async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
@@ -242,9 +330,14 @@ class Worker:
                 self._slot_freed = anyio.Event()
                 await self._slot_freed.wait()
                 continue
+            nobody_called = self._alarm.at == self._safety_at
             self._alarm.clear()
             asked_at = time.monotonic()
             try:
+                if lease.in_doubt:
+                    # Others may take it for dead, so nothing new may stand on its lifelines.
+                    await self._database.run(self._registration())
+                    lease.give_up_lifelines()
                 rows = await self._look(free)
             except Exception as error:  # noqa: BLE001 (nothing may end the loop but stopping it)
                 # Once for an outage, however many tries it takes.
@@ -257,9 +350,12 @@ class Worker:
                 logger().info("loop_restored", worker_id=self.worker_id, seconds=round(asked_at - failing_since, 3))
                 failing_since = None
                 failing.reset()
+                self._listener_doubted.set()
             claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
                 unsettled.reset()
+                if nobody_called:
+                    self._listener_doubted.set()
             if claimed == free:
                 continue
             self._arm(rows[0], unsettled)
@@ -287,7 +383,7 @@ class Worker:
         call = calls.claim(self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None)
         # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
         with anyio.CancelScope(shield=True):
-            async with asyncio.timeout(self._patience):
+            async with database.answered_within(self._patience, "claim()"):
                 rows = await self._looks.run(call)
         self._clock.sample(rows[0].now_at)
         return rows
@@ -295,7 +391,8 @@ class Worker:
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
         """Sets the alarm after a look that left slots free."""
         now = time.monotonic()
-        self._alarm.no_later_than(now + self._safety_interval)
+        self._safety_at = now + self._safety_interval
+        self._alarm.no_later_than(self._safety_at)
         if look.next_due_at is not None:
             left = (look.next_due_at - look.now_at).total_seconds()
             if look.settled and left > 0:
@@ -309,6 +406,13 @@ class Worker:
         else:
             # Something may be due that this look could not see or could not have (its row is locked).
             self._alarm.no_later_than(now + unsettled.pause())
+
+    async def _test_listener(self, listener: Listener) -> None:
+        """Has the listener prove itself when a look found what nobody had said, or the database was away without it."""
+        while True:
+            await self._listener_doubted.wait()
+            self._listener_doubted = anyio.Event()
+            await listener.doubt()
 
     async def _wait_for_database(self, pause: float) -> None:
         # The listener tries on its own; when it is back, so is the database.
@@ -325,6 +429,7 @@ class Worker:
         run = self._runner.begin(row)
         self._runs[run.recall.run_id] = run
         lease.add(run.recall.run_id, asked_at)
+        self._look_at_lease()
         if self._stopping.is_set():
             run.stop("worker stopping")
         elif run.recall.run_id in self._early_stops:
@@ -358,13 +463,23 @@ class Worker:
         for run in list(self._runs.values()):
             run.stop(reason)
 
+    def _look_at_lease(self) -> None:
+        self._lease_changed.set()
+
     async def _guard_lease(self, lease: LeaseKeeper) -> None:
-        """Stops the runs before a lease ends that could not be renewed, whatever the renewal is waiting for."""
-        margin = min(5.0, self._lease / 6)
+        """Stops the runs in time when it cannot be proved that they are still ours, whatever the proof waits for."""
         while True:
-            if self._runs and lease.seconds_left < margin:
-                self._lost(list(self._runs), "the lease could not be renewed in time")
-            await anyio.sleep(min(1.0, self._lease / 20))
+            self._lease_changed = anyio.Event()
+            left: float | None = None
+            running = [run_id for run_id, run in self._runs.items() if run.stop_reason is None]
+            if running:
+                left = lease.stop_at - time.monotonic()
+                if left <= 0:
+                    doubt = "its connections were lost" if lease.in_doubt else "the lease could not be renewed in time"
+                    self._lost(running, doubt)
+                    continue
+            with anyio.move_on_after(left):
+                await self._lease_changed.wait()
 
     async def _stop_after_grace(self) -> None:
         await self._stopping.wait()
@@ -398,7 +513,9 @@ async def recall_scheduler_loop(
     safety_interval: float = 60.0,
     timeout: float = 600.0,
     grace: float = 30.0,
+    reconnect_grace: float | None = 0.5,
     listen_dsn: str | None = None,
+    poll_interval: float | None = None,
 ) -> None:
     """Runs one worker inside the host's own event loop, beside its web server, until the task is cancelled.
 
@@ -414,13 +531,16 @@ async def recall_scheduler_loop(
         safety_interval: Seconds.
         timeout: Seconds.
         grace: Seconds.
+        reconnect_grace: Seconds, or None.
         listen_dsn: Where to LISTEN, if the scheduler's DSN goes through a transaction pooler.
+        poll_interval: Seconds between looks of a loop that does not LISTEN at all.
 
     Raises:
         SettingsError: A number makes no sense.
         AgentError: The agent cannot be used as one.
     """
     failing = Backoff(0.5, 30)
+    complaint = ""
     while True:
         worker = Worker(
             scheduler.dsn,
@@ -431,11 +551,17 @@ async def recall_scheduler_loop(
             safety_interval=safety_interval,
             timeout=timeout,
             grace=grace,
+            reconnect_grace=reconnect_grace,
             listen_dsn=listen_dsn,
+            poll_interval=poll_interval,
         )
         try:
             await scheduler.ensure_tables()
             await worker.run()
         except (psycopg.Error, psycopg_pool.PoolTimeout, RecallError) as error:
-            logger().error("loop_error", worker_id=worker.worker_id, error=describe(error))
+            # Once for each reason why it cannot start, however many tries it takes.
+            if describe(error) != complaint:
+                complaint = describe(error)
+                hint = getattr(error, "hint", "")
+                logger().error("loop_error", worker_id=worker.worker_id, error=f"{complaint}. {hint}".rstrip(". "))
         await anyio.sleep(failing.pause())

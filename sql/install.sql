@@ -28,6 +28,7 @@ select not exists (select from pgrecall.migrations where version = 1) as needed 
 \ir routines/10_version.sql
 \ir routines/40_schedule.sql
 \ir routines/50_claim.sql
+\ir routines/52_lifelines.sql
 \ir routines/60_outcome.sql
 \ir routines/70_messages.sql
 \ir routines/80_read.sql

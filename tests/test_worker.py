@@ -418,10 +418,10 @@ async def test_a_worker_reconnects_its_listener_and_fires_what_came_meanwhile(da
         async with sql(database) as db, working(database, agent):
             await db.session("s1", "s2")
             await db.asleep()
-            await db(
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where datname = current_database() and query = 'listen pgrecall'"
-            )
+            assert await db(
+                "select pg_terminate_backend(held.pid) from pgrecall.workers join pg_locks as held "
+                "on (held.classid::bigint << 32 | held.objid::bigint) = lifelines[2] and held.locktype = 'advisory'"
+            ) == [True]
             await db.ended(await db.recall("s1"))
             await db.asleep()
             await db.ended(await db.recall("s2"))

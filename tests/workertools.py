@@ -122,11 +122,14 @@ class Sql:
         """Wait until so many workers listen and none of them has a statement under way."""
 
         async def are() -> bool:
-            listening = await self(
-                "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle' "
-                "and query = 'listen pgrecall'"
+            registered = await self("select count(*) from pgrecall.workers where lifelines[2] is not null")
+            asked = await self(
+                "select count(*) filter (where state = 'idle' and query like '%%pgrecall.claim(%%'), "
+                "count(*) filter (where state <> 'idle' and query not like 'call pgrecall.watch(%%') "
+                "from pg_stat_activity where datname = current_database() and application_name = 'pgrecall'"
             )
-            return bool(listening[0] >= workers)
+            looked, at_it = asked[0]
+            return bool(registered[0] >= workers and looked >= workers and at_it == 0)
 
         await until(are)
 

@@ -64,6 +64,9 @@ def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: s
     "--safety-interval", type=times.seconds, metavar="TIME", default="60s", show_default=True, help="Between looks."
 )
 @click.option("--listen-dsn", metavar="DSN", help="Where to LISTEN, if --dsn is a transaction pooler.")
+@click.option(
+    "--poll-interval", type=times.seconds, metavar="TIME", help="Look so often, and do not LISTEN at all: second best."
+)
 @click.pass_obj
 def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
     """Run agents when their recalls are due.
@@ -108,7 +111,7 @@ def _say_where(target: Target, dsn: str) -> None:
 
 def _log_to_stdout(*, as_json: bool) -> None:
     """Makes log events readable: lines of JSON for programs, coloured ones for people."""
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # the worker says it itself, once
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # the worker says it itself, once
     renderer: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if as_json

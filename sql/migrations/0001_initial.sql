@@ -245,6 +245,12 @@ create table pgrecall.workers (
     started_at timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     lease_until timestamptz,
+    incarnation uuid,
+    lifelines bigint[],
+    reconnect_grace interval not null default '0.5 seconds'
+        constraint reconnect_grace_must_be_0_to_60_seconds
+            check (reconnect_grace between interval '0' and interval '60 seconds'),
+    died_at timestamptz,
     concurrency integer not null,
     host text,
     pid integer,
@@ -255,7 +261,25 @@ comment on table pgrecall.workers is
 comment on column pgrecall.workers.seen_at is 'When the worker last spoke; an idle one speaks once a minute.';
 comment on column pgrecall.workers.lease_until is
     'Until when its claims are its own. Null: it has none. Passed: the next worker to look gives its claims back. It begins only in a transaction that claims a due recall and only ever moves later, so it never becomes the earliest time of all unannounced.';
+comment on column pgrecall.workers.incarnation is
+    'The life of the server (table server_incarnation) in which this worker took its lifelines. Null, or another life than the present one: it has none, and only its lease tells whether it lives.';
+comment on column pgrecall.workers.lifelines is
+    'The keys of two session-level advisory locks, on the connection that renews its lease and on the one that listens. They end with the connections, so when both are free the worker is dead, or stops its runs within reconnect_grace.';
+comment on column pgrecall.workers.reconnect_grace is
+    'For how long both lifelines may be gone before the worker counts as dead. It has stopped its runs by then itself if it lives.';
+comment on column pgrecall.workers.died_at is 'When it was found dead by its lifelines; null: it was not.';
 comment on column pgrecall.workers.concurrency is 'Its slots: how many runs it does at once.';
+
+-- Unlogged, so that it is empty after a crash, and on a standby that was promoted: all locks are gone then, and a
+-- lifeline that is free means nothing until its worker has taken it again.
+create unlogged table pgrecall.server_incarnation (
+    postmaster_started_at timestamptz primary key,
+    id uuid not null default gen_random_uuid()
+);
+comment on table pgrecall.server_incarnation is
+    'The present life of the server, one row: locks taken in an earlier one are gone, which says nothing about who held them. A crash empties the table, a restart is told by the time.';
+comment on column pgrecall.server_incarnation.postmaster_started_at is 'pg_postmaster_start_time() of that life.';
+comment on column pgrecall.server_incarnation.id is 'Its name in workers.incarnation.';
 
 -- Deferred to the commit: the wake-up lock is then held for the commit only, however long the transaction was.
 create constraint trigger announce_insert

@@ -319,10 +319,13 @@ begin
         returning * into v_recall;
         return v_recall;
     end if;
-    if v_recall.run_id is null then
+    -- The occurrence that a run has is recorded when the run ends.
+    if v_recall.run_id is null or v_recall.trigger_at <> v_recall.nominal_at then
         insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
         values (v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(), 'success', 'marked as fired');
+        v_recall.nominal_at := v_recall.trigger_at;
     end if;
+    perform pgrecall._record_missed(v_recall, v_next);
     update pgrecall.session_recalls
     set trigger_at = v_next,
         status = 'pending',
@@ -333,7 +336,7 @@ begin
 end;
 $$;
 comment on function pgrecall.mark_fired(text) is
-    'Records that the caller took care of a pending recall itself: it becomes fired, a recurring one goes on to its next time. A run under way is told to stop. Marking a fired recall again changes nothing. Raises: PR003 no such recall, PR004 it is failed or cancelled.';
+    'Records that the caller took care of a pending recall itself: it becomes fired, a recurring one goes on to its next time, with the times that passed meanwhile recorded as missed. A run under way is told to stop. Marking a fired recall again changes nothing. Raises: PR003 no such recall, PR004 it is failed or cancelled.';
 
 create or replace function pgrecall.mark_cancelled(recall_id text)
 returns pgrecall.session_recalls

@@ -130,7 +130,7 @@ $$;
 comment on function pgrecall._retry_delay(integer) is
     'The backoff after the given attempt: 5, 10, 20 … seconds, at most 10 minutes. Called by finish when the caller names none.';
 
-create or replace function pgrecall._end_lost_run(recall pgrecall.session_recalls)
+create or replace function pgrecall._end_lost_run(recall pgrecall.session_recalls, reason text)
 returns void
 language plpgsql
 volatile
@@ -145,7 +145,7 @@ begin
     )
     values (
         recall.run_id, recall.id, recall.session_id, recall.nominal_at, recall.claimed_at, pgrecall.clock(),
-        recall.worker_id, recall.attempt, 'lost', 'its worker''s lease ended'
+        recall.worker_id, recall.attempt, 'lost', _end_lost_run.reason
     )
     on conflict (id) do nothing;
     if recall.status = 'running' and recall.attempt >= recall.max_attempts then
@@ -156,8 +156,8 @@ begin
     perform pgrecall._free_session(recall.session_id, recall.run_id);
 end;
 $$;
-comment on function pgrecall._end_lost_run(pgrecall.session_recalls) is
-    'Ends a run whose worker has lost its lease: recorded as lost, then due again at once while attempts are left. Called by _expire_leases, which holds the row lock.';
+comment on function pgrecall._end_lost_run(pgrecall.session_recalls, text) is
+    'Ends a run whose worker is dead or has lost its lease: recorded as lost, then due again at once while attempts are left. Called by _expire_leases, which holds the row lock.';
 
 create or replace function pgrecall._expire_leases()
 returns void
@@ -168,7 +168,7 @@ as $$
 declare
     v_now timestamptz := pgrecall.clock();
     v_expired text[];
-    v_recall pgrecall.session_recalls;
+    v_lost record;
 begin
     -- A worker's row is locked first and its claims are looked up by a later statement: a claim that it is committing
     -- right now is then either seen, or holds this lock and is skipped.
@@ -179,11 +179,14 @@ begin
         from pgrecall.workers as w
         where w.lease_until <= v_now
             or w.seen_at < v_now - interval '5 minutes'
+            or w.died_at is not null
         for update skip locked
     ) as worker;
 
-    for v_recall in
-        select claimed.*
+    for v_lost in
+        select
+            claimed as recall,
+            case when w.died_at is null then 'its worker''s lease ended' else 'its worker died' end as reason
         from pgrecall.session_recalls as claimed
         join pgrecall.sessions as session on session.id = claimed.session_id
         join pgrecall.workers as w on w.id = claimed.worker_id
@@ -193,7 +196,7 @@ begin
         -- What somebody has locked is left for the next look: claim() never waits.
         for no key update of claimed, session skip locked
     loop
-        perform pgrecall._end_lost_run(v_recall);
+        perform pgrecall._end_lost_run(v_lost.recall, v_lost.reason);
     end loop;
 
     -- Leases that cover nothing any more end too, so that nobody wakes up for them one by one. Their rows are locked
@@ -219,11 +222,11 @@ begin
     delete from pgrecall.workers
     where workers.id = any(v_expired)
         and workers.lease_until is null
-        and workers.seen_at < v_now - interval '5 minutes';
+        and (workers.seen_at < v_now - interval '5 minutes' or workers.died_at is not null);
 end;
 $$;
 comment on function pgrecall._expire_leases() is
-    'Gives back the claims of workers whose lease has passed, and forgets workers not seen for five minutes. Called by claim when some lease has passed. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
+    'Gives back the claims of workers whose lease has passed, and forgets workers that died or were not seen for five minutes. Called by claim when some lease has passed, and by _end_dead_worker. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -385,8 +388,22 @@ begin
         v_made_due := v_made_due or cardinality(v_deferred) > 0;
     end if;
 
-    -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are.
+    -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are. The
+    --    others are told when it begins, so that somebody watches over its lifelines (52_lifelines.sql).
     if cardinality(v_claimed) > 0 then
+        perform pg_notify('pgrecall', 'watch')
+        where not exists (
+            select
+            from pgrecall.workers as w
+            where w.id = claim.worker_id
+                and w.lease_until is not null
+        )
+            and exists (
+                select
+                from pgrecall.workers as w
+                where w.id <> claim.worker_id
+                    and w.incarnation is not null
+            );
         insert into pgrecall.workers as w (id, lease_until, concurrency)
         values (claim.worker_id, v_now + claim.lease, claim.up_to)
         on conflict (id) do update
@@ -459,7 +476,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text
@@ -526,31 +543,6 @@ end;
 $$;
 comment on function pgrecall.release(text, bigint[]) is
     'Gives back claims whose answer never reached their worker, without counting an attempt, and returns how many. Called by a worker when renew() names runs that it does not have. Locks: recalls and sessions, skipping locked ones.';
-
-create or replace function pgrecall.register_worker(
-    worker_id text,
-    concurrency integer,
-    host text default null,
-    pid integer default null,
-    version text default null
-)
-returns timestamptz
-language sql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    insert into pgrecall.workers as w (id, concurrency, host, pid, version)
-    values (worker_id, concurrency, host, pid, version)
-    on conflict (id) do update
-    set seen_at = pgrecall.clock(),
-        concurrency = excluded.concurrency,
-        host = excluded.host,
-        pid = excluded.pid,
-        version = excluded.version
-    returning pgrecall.clock();
-$$;
-comment on function pgrecall.register_worker(text, integer, text, integer, text) is
-    'Makes a worker visible in the table workers and returns the server''s time. Called when a worker starts or has reconnected.';
 
 create or replace function pgrecall.unregister_worker(worker_id text)
 returns void

@@ -48,7 +48,7 @@ begin
 end;
 $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
-    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more). Called by _end_occurrence.';
+    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more). Called by _end_occurrence and mark_fired.';
 
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void
@@ -62,6 +62,10 @@ begin
     if recall.status = 'running' and recall.trigger_at is distinct from recall.nominal_at then
         -- Rescheduled while it ran: the new time is a new occurrence.
         perform pgrecall._give_back(recall.id, 0, null);
+        update pgrecall.session_recalls
+        set deferrals = 0,
+            last_error = _end_occurrence.error
+        where session_recalls.id = recall.id;
         return;
     end if;
     if recall.status = 'running' then
@@ -79,7 +83,7 @@ begin
         end,
         trigger_at = coalesce(v_next, recall.trigger_at),
         attempt = case when v_next is not null or recall.status = 'pending' then 0 else recall.attempt end,
-        deferrals = case when v_next is null then recall.deferrals else 0 end,
+        deferrals = case when v_next is not null or recall.status = 'pending' then 0 else recall.deferrals end,
         not_before = null,
         defer_reason = null,
         run_id = null,

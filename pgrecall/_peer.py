@@ -1,0 +1,88 @@
+"""Who is at the other end of a connection: the server itself or something in between, and whether it is down.
+
+Knows nothing of workers and recalls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+#: Seconds that an attempt to find out may take. It says "not down" after that: whoever asks must assume the worst.
+_PATIENCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a connection.
+
+    Attributes:
+        address: The socket address connected to: a path, or host and port.
+        is_session: One server process serves this connection for as long as it lives; false behind a pooler.
+        is_server: The address is the server's own, so nobody listening there means that the server is down.
+    """
+
+    address: str | tuple[str, int]
+    is_session: bool
+    is_server: bool
+
+    async def is_down(self) -> bool:
+        """Whether the server is certainly down, starting or stopping; false if that cannot be known."""
+        if not self.is_server:
+            return False
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                if isinstance(self.address, str):
+                    _, writer = await asyncio.open_unix_connection(self.address)
+                else:
+                    _, writer = await asyncio.open_connection(*self.address)
+                writer.close()
+                return await asyncio.to_thread(self._ping) == psycopg.pq.Ping.REJECT
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:  # unreachable, or no answer in time
+            return False
+
+    def _ping(self) -> int:
+        """Asks libpq, which knows the SQLSTATE of "starting up" and "shutting down" in any language."""
+        if isinstance(self.address, str):
+            folder, _, name = self.address.rpartition("/")
+            where = {"host": folder, "port": name.rpartition(".")[2]}
+        else:
+            where = {"host": self.address[0], "port": str(self.address[1])}
+        # Host, port and so on only: a full DSN might name several hosts.
+        return psycopg.pq.PGconn.ping(make_conninfo("", connect_timeout="2", sslmode="disable", **where).encode())
+
+
+async def peer_of(connection: psycopg.AsyncConnection[Any]) -> Peer:
+    """Finds out who is at the other end: one statement.
+
+    Raises:
+        psycopg.Error: The connection is gone.
+    """
+    cursor = await connection.execute("select pg_backend_pid(), host(inet_server_addr()), inet_server_port()")
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 (a select without from has one row)
+    pid, host, port = row
+    # A copy of the descriptor, so that closing it here leaves the connection alone.
+    with closing(socket.socket(fileno=os.dup(connection.fileno()))) as ours:
+        name = ours.getpeername()
+    is_session = pid == connection.info.backend_pid
+    if isinstance(name, str):
+        return Peer(name, is_session, is_server=is_session and host is None)
+    address = (str(name[0]).partition("%")[0], int(name[1]))
+    is_server = (
+        is_session
+        and host is not None
+        and port == address[1]
+        and ipaddress.ip_address(host) == ipaddress.ip_address(address[0])
+    )
+    return Peer(address, is_session, is_server)

@@ -1,0 +1,114 @@
+"""Watching over the other workers: keeps a call of the SQL procedure `watch` running while anybody has runs.
+
+The procedure finds the dead and gives back their claims by itself, in the server, so a blocked event loop does not
+delay it. Knows nothing of what this worker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import psycopg
+
+from pgrecall._backoff import Backoff
+from pgrecall._peer import peer_of
+from pgrecall.agents import describe
+from pgrecall.database import SESSION_SETTINGS
+from pgrecall.telemetry import logger
+
+#: A watch waits long and on purpose; its notices are read; and the server ends it when its client has vanished.
+_SETTINGS = (
+    SESSION_SETTINGS + b"; set statement_timeout = 0; set client_min_messages = notice; "
+    b"set search_path = pg_catalog, pg_temp"
+)
+
+
+#: Seconds that a stopping worker waits for the server to end its watch.
+_LET_GO = 2.0
+
+
+class Watch:
+    """A connection of its own in which the procedure runs; none while nobody has had runs for a while.
+
+    Args:
+        dsn: A direct connection, not one through a pooler.
+        worker_id: Who watches.
+    """
+
+    def __init__(self, dsn: str, worker_id: str) -> None:
+        self._dsn = dsn
+        self._worker_id = worker_id
+        self._wanted = anyio.Event()
+        self._call: asyncio.Task[Any] | None = None
+
+    def begin(self) -> None:
+        """Somebody has runs, or may have: be watching."""
+        self._wanted.set()
+
+    def begin_anew(self) -> None:
+        """The ring has changed: the one to watch may be another."""
+        self._wanted.set()
+        if self._call is not None and not self._call.cancelling():
+            self._call.cancel()
+
+    async def run(self) -> None:
+        """Watches when it is wanted, until cancelled."""
+        failing = Backoff(0.1, 3)
+        lost_at: float | None = None
+        while True:
+            await self._wanted.wait()
+            try:
+                async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+                    if not (await peer_of(connection)).is_session:
+                        return  # behind a pooler nobody has lifelines
+                    await self._prepare(connection)
+                    failing.reset()
+                    if lost_at is not None:
+                        seconds = round(time.monotonic() - lost_at, 3)
+                        logger().info("watch_restored", worker_id=self._worker_id, seconds=seconds)
+                        lost_at = None
+                    while self._wanted.is_set():
+                        self._wanted = anyio.Event()
+                        await self._watch(connection)
+            except psycopg.Error as error:
+                self._wanted.set()
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    logger().warning("watch_lost", worker_id=self._worker_id, error=describe(error))
+                await anyio.sleep(failing.pause())
+
+    async def _watch(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        # A task of its own, because anyio cancels again and again: cancelled just once, the driver ends the statement
+        # on the server and keeps the connection.
+        self._call = asyncio.create_task(connection.execute("call pgrecall.watch(%s)", [self._worker_id]))
+        try:
+            await asyncio.wait([self._call])
+        finally:
+            if not self._call.done():
+                self._call.cancel()
+                with anyio.move_on_after(_LET_GO, shield=True):
+                    await asyncio.wait([self._call])
+        if not self._call.cancelled():
+            self._call.result()
+
+    async def _prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute(_SETTINGS)
+        # Not on every platform, hence in a statement of its own that may be refused.
+        with suppress(psycopg.errors.InvalidParameterValue):
+            await connection.execute("set client_connection_check_interval = '10s'")
+        connection.add_notice_handler(self._found)
+
+    def _found(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.message_detail and (notice.message_primary or "").startswith("pgrecall: "):
+            found = json.loads(notice.message_detail)
+            logger().warning(
+                "worker_died",
+                worker_id=self._worker_id,
+                dead_worker_id=found["worker_id"],
+                run_ids=found["run_ids"],
+            )
