@@ -31,6 +31,9 @@ _SETTINGS = (
 #: Seconds that a stopping worker waits for the server to end its watch.
 _LET_GO = 2.0
 
+#: Seconds after which a watch that has not failed is taken to work.
+_AT_ONCE = 1.0
+
 
 class Watch:
     """A connection of its own in which the procedure runs; none while nobody has had runs for a while.
@@ -45,6 +48,8 @@ class Watch:
         self._worker_id = worker_id
         self._wanted = anyio.Event()
         self._call: asyncio.Task[Any] | None = None
+        self._failing = Backoff(0.1, 3)
+        self._lost_at: float | None = None
 
     def begin(self) -> None:
         """Somebody has runs, or may have: be watching."""
@@ -58,8 +63,6 @@ class Watch:
 
     async def run(self) -> None:
         """Watches when it is wanted, until cancelled."""
-        failing = Backoff(0.1, 3)
-        lost_at: float | None = None
         while True:
             await self._wanted.wait()
             try:
@@ -67,26 +70,25 @@ class Watch:
                     if not (await peer_of(connection)).is_session:
                         return  # behind a pooler nobody has lifelines
                     await self._prepare(connection)
-                    failing.reset()
-                    if lost_at is not None:
-                        seconds = round(time.monotonic() - lost_at, 3)
-                        logger().info("watch_restored", worker_id=self._worker_id, seconds=seconds)
-                        lost_at = None
                     while self._wanted.is_set():
                         self._wanted = anyio.Event()
                         await self._watch(connection)
             except psycopg.Error as error:
                 self._wanted.set()
-                if lost_at is None:
-                    lost_at = time.monotonic()
+                if self._lost_at is None:
+                    self._lost_at = time.monotonic()
                     logger().warning("watch_lost", worker_id=self._worker_id, error=describe(error))
-                await anyio.sleep(failing.pause())
+                await anyio.sleep(self._failing.pause())
 
     async def _watch(self, connection: psycopg.AsyncConnection[Any]) -> None:
         # A task of its own, because anyio cancels again and again: cancelled just once, the driver ends the statement
         # on the server and keeps the connection.
         self._call = asyncio.create_task(connection.execute("call pgrecall.watch(%s)", [self._worker_id]))
         try:
+            # What fails does so at once; to return soon is to have nobody to watch over.
+            await asyncio.wait([self._call], timeout=_AT_ONCE)
+            if not self._call.done() or (not self._call.cancelled() and self._call.exception() is None):
+                self._restored()
             await asyncio.wait([self._call])
         finally:
             if not self._call.done():
@@ -95,6 +97,13 @@ class Watch:
                     await asyncio.wait([self._call])
         if not self._call.cancelled():
             self._call.result()
+
+    def _restored(self) -> None:
+        self._failing.reset()
+        if self._lost_at is not None:
+            seconds = round(time.monotonic() - self._lost_at, 3)
+            logger().info("watch_restored", worker_id=self._worker_id, seconds=seconds)
+            self._lost_at = None
 
     async def _prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:
         await connection.execute(_SETTINGS)

@@ -1,0 +1,190 @@
+"""What a worker does when it cannot prove that it lives, and what it does not take for a proof of death."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import psycopg
+import pytest
+from faults.proxy import Proxy
+from structlog.testing import capture_logs
+from workertools import Recorder, Sql, sql, until, working
+
+from pgrecall import CurrentRecall, Worker, current_recall, schema
+from pgrecall.embedded import EmbeddedPostgres
+
+pytestmark = pytest.mark.anyio
+
+WATCHES = "from pg_stat_activity where datname = current_database() and query like 'call pgrecall.watch(%%'"
+
+
+class Patient:
+    """An agent that runs until it is told to stop, and notes when it ran, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, float, float]] = []
+        self.begun: list[str] = []
+
+    async def run(self, *, session_id: str, user_message: str) -> str:
+        """Run on."""
+        recall = current_recall()
+        assert recall is not None
+        begun = time.monotonic()
+        self.begun.append(recall.worker_id)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.spans.append((recall.worker_id, begun, time.monotonic()))
+        return f"{session_id} {user_message}"
+
+    async def count(self, runs: int) -> None:
+        """Wait for so many runs to begin."""
+
+        async def enough() -> bool:
+            return len(self.begun) >= runs
+
+        await until(enough)
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    """A way to the database that can be cut."""
+    with Proxy(database) as made:
+        yield made
+
+
+async def holds_both_lifelines(db: Sql, worker: Worker) -> None:
+    """Wait until the worker holds two lifelines."""
+
+    async def holds() -> bool:
+        lifelines = "select lifelines[1] is not null and lifelines[2] is not null from pgrecall.workers where id = %s"
+        return await db(lifelines, worker.worker_id) == [True]
+
+    await until(holds)
+
+
+async def test_a_worker_that_is_cut_off_stops_its_runs_before_another_one_starts_them(
+    database: str, proxy: Proxy
+) -> None:
+    agent = Patient()
+    with capture_logs() as events:
+        async with sql(database) as db, working(proxy.dsn, agent) as cut_off:
+            await db.session("s1")
+            await holds_both_lifelines(db, cut_off)
+            await db.recall("s1")
+            await agent.count(1)
+            async with working(database, agent) as rescuer:
+                await holds_both_lifelines(db, rescuer)
+                proxy.refuse()
+                proxy.cut()
+                await agent.count(2)
+                assert agent.begun == [cut_off.worker_id, rescuer.worker_id]
+                proxy.heal()
+                await holds_both_lifelines(db, cut_off)
+    (worker_id, _, stopped_at), (_, begun_at, _), *_ = sorted(agent.spans, key=lambda span: span[1])
+    assert worker_id == cut_off.worker_id
+    assert stopped_at < begun_at
+    assert [event["reason"] for event in events if event["event"] == "lease_lost"] == ["its connections were lost"]
+    assert [event["dead_worker_id"] for event in events if event["event"] == "worker_died"] == [cut_off.worker_id]
+
+
+async def test_a_worker_whose_connections_are_cut_for_a_moment_goes_on(database: str, proxy: Proxy) -> None:
+    agent = Patient()
+    lifelines = "select lifelines[1], lifelines[2] from pgrecall.workers where id = %s"
+    async with sql(database) as db, working(proxy.dsn, agent) as worker:
+        await db.session("s1")
+        await holds_both_lifelines(db, worker)
+        await db.recall("s1")
+        await agent.count(1)
+        async with working(database, Recorder()) as other:
+            await holds_both_lifelines(db, other)
+            ((first, second),) = await db(lifelines, worker.worker_id)
+            proxy.cut()
+
+            async def has_others() -> bool:
+                ((now_first, now_second),) = await db(lifelines, worker.worker_id)
+                return now_first != first and now_second != second
+
+            await until(has_others)
+            assert agent.spans == []
+            assert await db("select outcome from pgrecall.recall_runs") == []
+
+
+@pytest.mark.parametrize("way", ["stop", "kill"])
+async def test_a_run_goes_on_while_the_server_is_down_for_longer_than_the_grace(way: str, tmp_path: Path) -> None:
+    """Nobody can have taken its recall: the others need the server too, and it has another life afterwards."""
+    release = anyio.Event()
+
+    async def then(_: CurrentRecall) -> str:
+        await release.wait()
+        return "done"
+
+    with EmbeddedPostgres(tmp_path / "data") as postgres:
+        with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+            schema.install(connection)
+        agent = Recorder(then)
+        async with working(postgres.dsn, agent, reconnect_grace=0.3), working(postgres.dsn, agent, reconnect_grace=0.3):
+            async with sql(postgres.dsn) as db:
+                await db.session("s1")
+                await db.asleep(2)
+                recall_id = await db.recall("s1")
+                await agent.count(1)
+            with capture_logs() as events:
+                postgres.kill() if way == "kill" else postgres.stop()
+                await anyio.sleep(1)  # the outage
+                postgres.start()
+
+                async def is_back() -> bool:
+                    return "lease_connection_restored" in {event["event"] for event in events}
+
+                await until(is_back, 20)
+            release.set()
+            async with sql(postgres.dsn) as db:
+                await db.ended(recall_id)
+                assert await db("select outcome, attempt from pgrecall.recall_runs") == [("success", 1)]
+    assert len(agent.runs) == 1
+
+
+async def test_a_worker_without_a_grace_has_its_lease_only(database: str) -> None:
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent, reconnect_grace=None):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+        assert await db("select incarnation is null, lifelines from pgrecall.workers") == [(True, [None, None])]
+        assert await db(f"select count(*) {WATCHES}") == [0]
+
+
+async def test_a_blocked_event_loop_does_not_keep_a_worker_from_finding_the_dead(database: str) -> None:
+    """The watch runs in the server; the blocked worker need not hear of it, others take what it gave back."""
+    victim_runs = anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str | None:
+        victim_runs.set()
+        if recall.attempt == 1:
+            await anyio.sleep_forever()
+        return None
+
+    agent = Recorder(then)
+    async with sql(database) as db:
+        await db.session("s1")
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as life:
+            await life.execute("select pgrecall.register_worker('dead', 1, lifeline => 1)")
+            recall_id = await db.recall("s1")
+            await db("select pgrecall.claim('dead', 1)")
+            async with working(database, agent):
+                await db.asleep()
+
+                async def watches() -> bool:
+                    return await db(f"select count(*) {WATCHES} and wait_event = 'advisory'") == [1]
+
+                await until(watches)
+                await life.close()
+                with psycopg.connect(database, autocommit=True) as looking:
+                    ends = time.monotonic() + 10
+                    while looking.execute("select from pgrecall.recall_runs where outcome = 'lost'").fetchone() is None:
+                        assert time.monotonic() < ends
+                        time.sleep(0.01)  # noqa: ASYNC251 (the worker's event loop stands still for as long)
+                await db.ended(recall_id)
