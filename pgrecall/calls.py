@@ -43,10 +43,19 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def _shown(value: object) -> str:
+    """A value that was refused, short enough for a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def _aware(name: str, value: datetime | None) -> datetime | None:
     if value is not None and not isinstance(value, datetime):
         raise InvalidRecallError(
-            f"{name} is {value!r}, which is no datetime", hint="datetime.fromisoformat() makes one from a text."
+            f"{name} is {_shown(value)}, which is no datetime", hint="datetime.fromisoformat() makes one from a text."
         )
     if value is not None and value.tzinfo is None:
         raise InvalidRecallError(
@@ -61,7 +70,7 @@ def _text(name: str, value: str | None) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InvalidRecallError(f"{name} is {value!r}, which is no text")
+        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no text")
     if "\x00" in value:
         raise InvalidRecallError(f"{name} contains a NUL character, which PostgreSQL's text cannot hold")
     try:
@@ -72,11 +81,32 @@ def _text(name: str, value: str | None) -> str | None:
 
 
 def _integer(name: str, value: int | None) -> int | None:
-    if value is not None and not isinstance(value, int):
-        raise InvalidRecallError(f"{name} is {value!r}, which is no whole number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no whole number")
     if value is not None and not -(2**31) <= value < 2**31:
-        raise InvalidRecallError(f"{name} is {value}, which is out of range", hint="At most 2147483647.")
+        raise InvalidRecallError(f"{name} is {_shown(value)}, which is out of range", hint="At most 2147483647.")
     return value
+
+
+def _boolean(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRecallError(f"{name} is {_shown(value)}, which is neither True nor False")
+    return value
+
+
+def _texts(name: str, values: object) -> list[str | None]:
+    """A text is a collection of texts, too, but never the one that was meant."""
+    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+        raise InvalidRecallError(f"{name} is {_shown(values)}, which is no collection of texts")
+    return [_text(name, value) for value in values]
+
+
+def _object(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no mapping")
+    return as_json(dict(value))
 
 
 def as_json(value: object) -> str:
@@ -84,7 +114,7 @@ def as_json(value: object) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecallError(f"not JSON: {error}") from error
     if "\\u0000" in text:
         raise InvalidRecallError("a JSON text contains a NUL character, which PostgreSQL cannot hold")
@@ -125,7 +155,7 @@ def schedule_recall(
             max_attempts=_integer("max_attempts", max_attempts),
             timeout_seconds=_integer("timeout_seconds", timeout_seconds),
             idempotency_key=_text("idempotency_key", idempotency_key),
-            metadata=None if metadata is None else as_json(dict(metadata)),
+            metadata=_object("metadata", metadata),
         ),
         Recall,
     )
@@ -172,7 +202,7 @@ def list_recalls(
         {
             "session_id": _text("session_id", session_id),
             "user_id": _text("user_id", user_id),
-            "is_admin": is_admin,
+            "is_admin": _boolean("is_admin", is_admin),
             "limit": _integer("limit", limit),
             "offset": _integer("offset", offset),
         },
@@ -192,9 +222,7 @@ def get_next_trigger_at() -> Call[datetime]:
 
 def get_pending_session_ids(session_ids: Collection[str]) -> Call[str]:
     """`pgrecall.get_pending_session_ids`."""
-    return Call(
-        "get_pending_session_ids", {"session_ids": [_text("session_ids", session_id) for session_id in session_ids]}
-    )
+    return Call("get_pending_session_ids", {"session_ids": _texts("session_ids", session_ids)})
 
 
 def get_recall(recall_id: str) -> Call[Recall]:

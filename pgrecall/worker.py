@@ -23,7 +23,6 @@ from typing import Any
 import anyio
 import anyio.abc
 import psycopg
-import psycopg_pool
 
 from pgrecall import calls, database
 from pgrecall._backoff import Backoff
@@ -141,7 +140,7 @@ class Worker:
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
-        self._listener_doubted = anyio.Event()
+        self._listener: Listener | None = None
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
@@ -220,7 +219,8 @@ class Worker:
             async with anyio.create_task_group() as background:
                 if self._poll_interval is None:
                     await background.start(listener.run)
-                    background.start_soon(self._test_listener, listener)
+                    background.start_soon(listener.test)
+                    self._listener = listener
                 # Not before the listener has shown that the two DSNs lead to one database.
                 lease.start()
                 if self._reconnect_grace is not None:
@@ -257,7 +257,7 @@ class Worker:
         finally:
             lease.stop()
             try:
-                with anyio.CancelScope(shield=True), suppress(psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError):
+                with anyio.CancelScope(shield=True), suppress(psycopg.Error, TimeoutError):
                     # Nothing is lost if this fails: other workers forget this one after five minutes.
                     async with asyncio.timeout(5):
                         await self._database.run(calls.unregister_worker(self.worker_id))
@@ -350,13 +350,14 @@ class Worker:
                 logger().info("loop_restored", worker_id=self.worker_id, seconds=round(asked_at - failing_since, 3))
                 failing_since = None
                 failing.reset()
-                self._listener_doubted.set()
+                self._doubt_listener()
             claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
                 unsettled.reset()
                 if nobody_called:
-                    self._listener_doubted.set()
-            if claimed == free:
+                    self._doubt_listener()
+            if claimed == free or sum(row.recall_id is not None for row in rows) >= free:
+                # There may be more. Recalls that were deferred are out of the way, so this comes to an end.
                 continue
             self._arm(rows[0], unsettled)
             await self._alarm.wait()
@@ -407,21 +408,18 @@ class Worker:
             # Something may be due that this look could not see or could not have (its row is locked).
             self._alarm.no_later_than(now + unsettled.pause())
 
-    async def _test_listener(self, listener: Listener) -> None:
-        """Has the listener prove itself when a look found what nobody had said, or the database was away without it."""
-        while True:
-            await self._listener_doubted.wait()
-            self._listener_doubted = anyio.Event()
-            await listener.doubt()
+    def _doubt_listener(self) -> None:
+        """A look found what nobody had announced, or the database was away and the listener may not have noticed."""
+        if self._listener is not None:
+            self._listener.doubt()
 
     async def _wait_for_database(self, pause: float) -> None:
         # The listener tries on its own; when it is back, so is the database.
         self._connected = anyio.Event()
         with anyio.move_on_after(pause):
             await self._connected.wait()
-        with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next look says what is wrong
-            await self._looks.mend()
-            await self._database.mend()
+        await self._looks.mend()
+        await self._database.mend()
 
     # Runs
 
@@ -558,7 +556,7 @@ async def recall_scheduler_loop(
         try:
             await scheduler.ensure_tables()
             await worker.run()
-        except (psycopg.Error, psycopg_pool.PoolTimeout, RecallError) as error:
+        except (psycopg.Error, RecallError) as error:
             # Once for each reason why it cannot start, however many tries it takes.
             if describe(error) != complaint:
                 complaint = describe(error)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -678,6 +679,35 @@ def test_doctor_finds_a_lease_that_nobody_ends(run: Run, connection: psycopg.Con
     assert found["claims"]["status"] == "fail"
     assert "with 1 recall still claimed" in found["claims"]["message"]
     assert found["workers"]["status"] == "warn"
+
+
+def test_doctor_finds_a_worker_that_does_not_listen(run: Run, connection: psycopg.Connection, database: str) -> None:
+    register = "select pgrecall.register_worker('w1', 1, lifeline => %s)"
+    with psycopg.connect(database, autocommit=True) as renewing:
+        with psycopg.connect(database, autocommit=True) as listening:
+            renewing.execute(register, [1])
+            listening.execute(register, [2])
+            assert checks(run("doctor", "--json"))["listeners"]["message"] == "1 of 1 worker would be missed at once"
+        check = checks(run("doctor", "--json"))["listeners"]
+        assert (check["status"], check["message"]) == ("fail", "1 worker not listening, first w1")
+    check = checks(run("doctor", "--json"))["listeners"]
+    assert (check["status"], check["message"]) == ("warn", "1 worker without a connection, first w1")
+    connection.execute("select pgrecall.register_worker('w1', 1)")
+    check = checks(run("doctor", "--json"))["listeners"]
+    assert check["status"] == "ok"
+    assert "when their lease ends" in check["message"]
+
+
+def test_doctor_says_that_vacuum_does_not_keep_up(run: Run, connection: psycopg.Connection) -> None:
+    connection.execute("alter table pgrecall.sessions set (autovacuum_enabled = false)")
+    connection.execute("insert into pgrecall.sessions (id) select 'gone ' || n from generate_series(1, 12000) as n")
+    connection.execute("delete from pgrecall.sessions where id like 'gone %'")
+    connection.close()  # a backend tells its figures at its end at the latest
+    deadline = time.monotonic() + 15
+    while (check := checks(run("doctor", "--json"))["vacuum"])["status"] == "ok":
+        assert time.monotonic() < deadline, check
+    assert check["message"].startswith("12000 dead rows beside ")
+    assert check["message"].endswith("autovacuum is off")
 
 
 def test_doctor_finds_a_claim_without_a_worker_and_its_statement_repairs_it(

@@ -69,10 +69,16 @@ _EXPECTED: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int, str],
 )
 
 
+#: Characters of a message that quotes what was typed.
+_LONGEST = 500
+
+
 def report(error: Exception, *, as_json: bool) -> int:
     """Says on stderr what went wrong and what to do, and returns the exit code."""
     code, message, hint = _explained(error)
-    message = message.removesuffix(".")
+    message = " ".join(message.split()).removesuffix(".")
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}…"
     if as_json and message:
         said = {"error": message, "hint": hint, "type": type(error).__name__, "exit_code": code}
         click.echo(json.dumps(said, ensure_ascii=False), err=True)

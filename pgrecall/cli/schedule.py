@@ -89,7 +89,7 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongUsage(
             f"--metadata is not JSON: {error}", hint="""For example --metadata '{"ticket": 12}'."""
         ) from error

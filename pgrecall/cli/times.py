@@ -27,7 +27,7 @@ def duration(text: str) -> timedelta:
 
 def seconds(text: str) -> float:
     """A length of time in seconds; a number without a unit is taken as such."""
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else duration(text).total_seconds()
+    return duration(f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text).total_seconds()
 
 
 def moment(text: str) -> datetime:

@@ -19,7 +19,6 @@ from pgrecall.demo.plan import Source, Wanted, plain_insert
 __all__ = ["SLOTS", "DemoError", "Fleet", "Producers"]
 
 SLOTS = 3
-_LEASE = 3.0  # seconds; short, so that the rescue is seen
 
 _EXECUTE = "import sys, psycopg; psycopg.connect(sys.argv[1], autocommit=True).execute(sys.argv[2])"
 
@@ -46,8 +45,7 @@ class Fleet:
 
     def start(self, name: str, agent: str, *, dsn: str, agent_dsn: str) -> None:
         """Starts a worker; its log goes to a file, and its agent finds the sessions by PGRECALL_DSN."""
-        slots, lease = str(SLOTS), str(_LEASE)
-        command = _pgrecall("worker", "--dsn", dsn, "--agent", agent, "--concurrency", slots, "--lease", lease)
+        command = _pgrecall("worker", "--dsn", dsn, "--agent", agent, "--concurrency", str(SLOTS))
         environment = os.environ | {"PGRECALL_DSN": agent_dsn}
         with (self._directory / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(

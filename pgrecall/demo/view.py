@@ -135,7 +135,7 @@ def _result_rows(figures: Figures) -> Iterator[tuple[str, str, str, bool | None]
     if figures.rescued:
         slowest = max(rescue.seconds for rescue in figures.rescued)
         reasons = ", ".join(sorted({rescue.reason for rescue in figures.rescued}))
-        yield "rescued", str(len(figures.rescued)), f"restarted {slowest:.1f} s after kill -9, when {reasons}", None
+        yield "rescued", str(len(figures.rescued)), f"restarted {slowest:.2f} s after kill -9, when {reasons}", None
     sent = ", ".join(f"{count} {name}" for name, count in Counter(figures.worker_statements).most_common(3))
     per_fired = _or_dash(figures.statements_per_fired, "")
     yield "statements per fired recall", per_fired, f"2 by the one that ran it, else looks of the others: {sent}", None

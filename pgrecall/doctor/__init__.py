@@ -13,7 +13,7 @@ from psycopg import errors
 from psycopg.rows import dict_row
 
 from pgrecall import database
-from pgrecall.doctor import recalls, server, wake_up, workers
+from pgrecall.doctor import recalls, server, tables, wake_up, workers
 from pgrecall.doctor.finding import Check, Connection, one_line
 
 
@@ -51,9 +51,11 @@ def examine(dsn: str | None, *, listen_dsn: str | None = None, patience: timedel
                 ("wake-up lock", wake_up.wake_up_lock),
                 ("register", wake_up.register),
                 ("workers", workers.workers),
+                ("listeners", workers.listeners),
                 ("claims", workers.claims),
                 ("sessions", recalls.sessions),
                 ("overdue", recalls.overdue),
+                ("vacuum", tables.vacuum),
             ):
                 yield from _checked(name, check, connection)
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 from psycopg import sql
 
+from pgrecall import database
 from pgrecall.doctor.finding import Check, Connection, count, every, one, one_line, span, who
 
 _NOTIFY_SECONDS = 3.0
@@ -21,12 +22,16 @@ def server(connection: Connection) -> Check:
     """Whether it is new enough, and can be written to."""
     began = time.perf_counter()
     row = one(
-        connection, "select pg_is_in_recovery() as is_standby, current_setting('server_version') as server_version"
+        connection,
+        "select pg_is_in_recovery() as is_standby, current_setting('server_version') as server_version, "
+        "pg_backend_pid() as pid",
     )
     milliseconds = (time.perf_counter() - began) * 1000
     info = connection.info
     version = row["server_version"].split()[0]
     where = f"PostgreSQL {version} at {info.host or 'localhost'}, database {info.dbname}, user {info.user}"
+    if info.backend_pid != row["pid"]:
+        where += ", behind a pooler"
     if info.server_version < 140000:
         return Check("server", "fail", f"{where} is too old", "pgrecall needs PostgreSQL 14 or newer.")
     if row["is_standby"]:
@@ -65,6 +70,7 @@ def notify(conninfo: str, listen: str) -> Check:
     except psycopg.Error as error:
         return Check("notify", "fail", f"cannot LISTEN: {one_line(error)}", "Check --listen-dsn.")
     with listening, psycopg.connect(conninfo, autocommit=True) as notifying:
+        elsewhere = _elsewhere(listening, notifying)
         listening.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         row = listening.execute("select pg_backend_pid()").fetchone()
         is_pooled = row is not None and row[0] != listening.info.backend_pid
@@ -73,14 +79,24 @@ def notify(conninfo: str, listen: str) -> Check:
         for _ in listening.notifies(timeout=_NOTIFY_SECONDS, stop_after=1):
             milliseconds = (time.perf_counter() - began) * 1000
             return Check("notify", "ok", f"a notification arrived after {milliseconds:.1f} ms")
+    if elsewhere:
+        return Check("notify", "fail", elsewhere, "Give workers, and doctor, a --listen-dsn to the same database.")
     why = ", and a pooler sits between (its server process is not the one that it announced)" if is_pooled else ""
     return Check(
         "notify",
         "fail",
         f"no notification within {_NOTIFY_SECONDS:g} s{why}",
-        "LISTEN does not work through a transaction pooler: give workers a direct --listen-dsn, else they look once a "
-        "minute only.",
+        "LISTEN does not work through a transaction pooler: give workers a direct --listen-dsn, or --poll-interval to "
+        "do without; they refuse to start otherwise.",
     )
+
+
+def _elsewhere(listening: psycopg.Connection, notifying: psycopg.Connection) -> str:
+    """What to say if the two connections lead to different databases; empty if they do not."""
+    here, there = (connection.execute(database.PLACE.encode()).fetchone() for connection in (listening, notifying))
+    if here is None or there is None or here[0] == there[0]:
+        return ""
+    return f"workers listen in another database ({here[1]}) than the recalls are in ({there[1]})"
 
 
 def notify_queue(connection: Connection) -> Check:

@@ -62,6 +62,44 @@ def workers(connection: Connection) -> Check:
     return Check("workers", "ok", said)
 
 
+def listeners(connection: Connection) -> Check:
+    """Whether the workers that live also listen, and would be missed at once."""
+    rows = every(
+        connection,
+        """
+        select worker.id, life.id is not null as has_lifelines,
+            pgrecall._is_held(worker.lifelines[1]) as renews, pgrecall._is_held(worker.lifelines[2]) as listens
+        from pgrecall.workers as worker
+        left join pgrecall.server_incarnation as life
+            on life.id = worker.incarnation and life.postmaster_started_at = pg_postmaster_start_time()
+        where worker.seen_at > pgrecall.clock() - %(alive)s
+        order by worker.id
+        """,
+        alive=ALIVE,
+    )
+    with_lifelines = [row for row in rows if row["has_lifelines"]]
+    if deaf := [row["id"] for row in with_lifelines if row["renews"] and not row["listens"]]:
+        return Check(
+            "listeners",
+            "fail",
+            f"{count(len(deaf), 'worker')} not listening, first {deaf[0]}",
+            "It finds recalls at its safety look only, once a minute. If it is so again soon, see its log.",
+        )
+    if gone := [row["id"] for row in with_lifelines if not row["renews"] and not row["listens"]]:
+        return Check(
+            "listeners",
+            "warn",
+            f"{count(len(gone), 'worker')} without a connection, first {gone[0]}",
+            "It has died or lost its connections; its recalls start elsewhere if another worker runs.",
+        )
+    if not rows:
+        return Check("listeners", "ok", "no worker that could listen")
+    said = f"{len(with_lifelines)} of {count(len(rows), 'worker')} would be missed at once"
+    if len(with_lifelines) < len(rows):
+        said += ", the others when their lease ends (behind a pooler, or in poll mode)"
+    return Check("listeners", "ok", said)
+
+
 def claims(connection: Connection) -> Check:
     """Whether every claim has a worker, and its lease is good."""
     orphans = every(

@@ -176,12 +176,21 @@ begin
         id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
     )
     select
-        recall.run_id, recall.id, recall.session_id, recall.nominal_at, recall.claimed_at, pgrecall.clock(),
-        recall.worker_id, recall.attempt, 'interrupted', 'recall deleted'
+        coalesce(recall.run_id, nextval('pgrecall.run_ids')),
+        recall.id,
+        recall.session_id,
+        case when recall.run_id is null then recall.trigger_at else recall.nominal_at end,
+        recall.claimed_at,
+        pgrecall.clock(),
+        recall.worker_id,
+        case when recall.run_id is null then 0 else recall.attempt end,
+        case when recall.run_id is null then 'skipped' else 'interrupted' end,
+        'recall deleted'
     from pgrecall.session_recalls as recall
-    where recall.run_id is not null;
+    where recall.run_id is not null
+        or recall.status in ('pending', 'running');
     return null;
 end;
 $$;
 comment on function pgrecall._before_recalls_truncate() is
-    'Stops all runs when session_recalls is truncated, and records them. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';
+    'Stops all runs when session_recalls is truncated, and records every occurrence that had not ended. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';

@@ -19,6 +19,10 @@ begin
         raise exception 'pgrecall needs PostgreSQL 14 or newer, this server is %', pg_catalog.current_setting('server_version')
             using errcode = 'feature_not_supported';
     end if;
+    if pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' then
+        raise exception 'pgrecall needs a database whose encoding says what its bytes mean, this one has SQL_ASCII'
+            using errcode = 'feature_not_supported', hint = 'create database … encoding ''UTF8'' template template0';
+    end if;
 end $$;
 
 create schema if not exists pgrecall;

@@ -18,22 +18,22 @@ begin
     if recall.call_type <> 'recurring' then
         return null;
     end if;
-    if recall.cron is not null then
-        begin
+    begin
+        if recall.cron is not null then
             v_next := pgrecall.cron_next(recall.cron, recall.time_zone, after);
-        exception
-            when invalid_parameter_value then
-                -- A zone that a server upgrade has dropped. One such recall must not stop a worker's batch: it has no
-                -- further occurrence, and the log says why.
-                raise warning 'recall % has no next occurrence: %', recall.id, sqlerrm;
-        end;
-    else
-        v_step := make_interval(secs => recall.interval_seconds);
-        -- Grid points are trigger_at + n * step; the first one strictly after `after`, and never trigger_at itself.
-        v_next := recall.trigger_at + v_step * greatest(
-            floor(extract(epoch from after - recall.trigger_at) / recall.interval_seconds) + 1, 1
-        )::double precision;
-    end if;
+        else
+            v_step := make_interval(secs => recall.interval_seconds);
+            -- Grid points are trigger_at + n * step; the first one strictly after `after`, and never trigger_at itself.
+            v_next := recall.trigger_at + v_step * greatest(
+                floor(extract(epoch from after - recall.trigger_at) / recall.interval_seconds) + 1, 1
+            )::double precision;
+        end if;
+    exception
+        when data_exception then
+            -- A zone that a server upgrade has dropped, or a value that came past its rule. One such recall must not
+            -- stop a worker's batch: it has no further occurrence, and the log says why.
+            raise warning 'recall % has no next occurrence: %', recall.id, sqlerrm;
+    end;
     if v_next > recall.end_at or v_next >= '9999-12-31 00:00:00+00' then
         return null;
     end if;
@@ -55,6 +55,22 @@ begin
 end;
 $$;
 comment on function pgrecall._missing_recall(text) is 'Raises PR003 for an unknown recall id.';
+
+create or replace function pgrecall._missing_session(session_id text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'no session with id %', quote_nullable(left(session_id, 255))
+        using
+            errcode = 'PR002',
+            detail = left(session_id, 255),
+            hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
+end;
+$$;
+comment on function pgrecall._missing_session(text) is 'Raises PR002 for an unknown session id.';
 
 create or replace function pgrecall.schedule_recall(
     session_id text,
@@ -176,12 +192,9 @@ exception
             raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
                 using errcode = 'PR005', constraint = v_constraint, detail = v_detail, hint = 'Leave id out for a new one.';
         end if;
-    when foreign_key_violation then
-        raise exception 'no session with id %', quote_literal(schedule_recall.session_id)
-            using
-                errcode = 'PR002',
-                detail = schedule_recall.session_id,
-                hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
+    when foreign_key_violation or program_limit_exceeded then
+        -- Or an id that is too long for an index, which no session has either.
+        perform pgrecall._missing_session(schedule_recall.session_id);
 end;
 $$;
 comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb) is

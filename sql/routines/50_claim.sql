@@ -130,7 +130,40 @@ $$;
 comment on function pgrecall._retry_delay(integer) is
     'The backoff after the given attempt: 5, 10, 20 … seconds, at most 10 minutes. Called by finish when the caller names none.';
 
-create or replace function pgrecall._end_lost_run(recall pgrecall.session_recalls, reason text)
+create or replace function pgrecall._is_about_a_row(sqlstate text)
+returns boolean
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select left(sqlstate, 2) in ('21', '22', '23', '27', '38', '39', '44', '54', 'P0', 'XX');
+$$;
+comment on function pgrecall._is_about_a_row(text) is
+    'Whether an error is about the row being written, and not about the state of the server, a conflict or a lock. Called by claim and _expire_leases.';
+
+create or replace function pgrecall._is_suspect(recall pgrecall.session_recalls)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The guard comes first: almost no recall is at its last attempt, and the others need no look at the ledger.
+    select recall.max_attempts > 1
+        and recall.attempt >= recall.max_attempts - 1
+        and exists (
+            select
+            from pgrecall.recall_runs as run
+            where run.recall_id = recall.id
+                and run.nominal_at = recall.trigger_at
+                and run.outcome = 'lost'
+                and run.attempt >= recall.max_attempts
+        );
+$$;
+comment on function pgrecall._is_suspect(pgrecall.session_recalls) is
+    'Whether a recall was lost at its last attempt beside others: either it kills its workers, or one of the others does. Suspects keep apart: a worker has one at a time. Called by _take and _end_lost_run.';
+
+create or replace function pgrecall._end_lost_run(recall pgrecall.session_recalls, reason text, beside_others boolean)
 returns void
 language plpgsql
 volatile
@@ -138,8 +171,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_error text;
+    v_was_suspect boolean;
 begin
     v_error := format('worker %s was lost during attempt %s', recall.worker_id, recall.attempt);
+    v_was_suspect := pgrecall._is_suspect(recall);
     insert into pgrecall.recall_runs (
         id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
     )
@@ -148,16 +183,20 @@ begin
         recall.worker_id, recall.attempt, 'lost', _end_lost_run.reason
     )
     on conflict (id) do nothing;
-    if recall.status = 'running' and recall.attempt >= recall.max_attempts then
-        perform pgrecall._end_occurrence(recall, 'failed', v_error);
-    else
+    if recall.status <> 'running' or recall.attempt < recall.max_attempts then
         perform pgrecall._give_back(recall.id, recall.attempt, null);
+    elsif beside_others and not v_was_suspect and recall.max_attempts > 1 then
+        -- Whatever kills its worker takes the runs beside it along each time, and all are at their last attempt
+        -- together. None is failed for what another one did: the last attempt is repeated, apart from the others.
+        perform pgrecall._give_back(recall.id, recall.attempt - 1, null);
+    else
+        perform pgrecall._end_occurrence(recall, 'failed', v_error);
     end if;
     perform pgrecall._free_session(recall.session_id, recall.run_id);
 end;
 $$;
-comment on function pgrecall._end_lost_run(pgrecall.session_recalls, text) is
-    'Ends a run whose worker is dead or has lost its lease: recorded as lost, then due again at once while attempts are left. Called by _expire_leases, which holds the row lock.';
+comment on function pgrecall._end_lost_run(pgrecall.session_recalls, text, boolean) is
+    'Ends a run whose worker is dead or has lost its lease: recorded as lost, then due again at once while attempts are left, and once more if it was lost at its last attempt beside other runs. Called by _expire_leases, which holds the row lock.';
 
 create or replace function pgrecall._expire_leases()
 returns void
@@ -186,7 +225,14 @@ begin
     for v_lost in
         select
             claimed as recall,
-            case when w.died_at is null then 'its worker''s lease ended' else 'its worker died' end as reason
+            case when w.died_at is null then 'its worker''s lease ended' else 'its worker died' end as reason,
+            exists (
+                select
+                from pgrecall.session_recalls as other
+                where other.run_id is not null
+                    and other.worker_id = w.id
+                    and other.id <> claimed.id
+            ) as beside_others
         from pgrecall.session_recalls as claimed
         join pgrecall.sessions as session on session.id = claimed.session_id
         join pgrecall.workers as w on w.id = claimed.worker_id
@@ -196,7 +242,25 @@ begin
         -- What somebody has locked is left for the next look: claim() never waits.
         for no key update of claimed, session skip locked
     loop
-        perform pgrecall._end_lost_run(v_lost.recall, v_lost.reason);
+        begin
+            perform pgrecall._end_lost_run(v_lost.recall, v_lost.reason, v_lost.beside_others);
+        exception
+            when others then
+                if not pgrecall._is_about_a_row(sqlstate) then
+                    raise;
+                end if;
+                -- It cannot be ended as it should (something in it is out of range, a trigger of the host refuses it):
+                -- it is given up, and the others go on.
+                raise warning 'the lost run of recall % cannot be recorded: %', (v_lost.recall).id, sqlerrm;
+                update pgrecall.session_recalls
+                set status = case when status = 'running' then 'failed' else status end,
+                    run_id = null,
+                    worker_id = null,
+                    claimed_at = null,
+                    last_error = 'its lost run cannot be recorded: ' || sqlerrm
+                where session_recalls.id = (v_lost.recall).id;
+                perform pgrecall._free_session((v_lost.recall).session_id, (v_lost.recall).run_id);
+        end;
     end loop;
 
     -- Leases that cover nothing any more end too, so that nobody wakes up for them one by one. Their rows are locked
@@ -227,6 +291,128 @@ end;
 $$;
 comment on function pgrecall._expire_leases() is
     'Gives back the claims of workers whose lease has passed, and forgets workers that died or were not seen for five minutes. Called by claim when some lease has passed, and by _end_dead_worker. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
+
+create or replace function pgrecall._take(
+    worker_id text,
+    up_to integer,
+    at_time timestamptz,
+    inject boolean,
+    out looked integer,
+    out taken pgrecall.session_recalls[],
+    out put_off pgrecall.session_recalls[]
+)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    with due as materialized (
+        select
+            recall.id,
+            recall.session_id,
+            recall.due_at,
+            case
+                when session.run_id is not null and coalesce(session.held_until, 'infinity') > _take.at_time
+                    then session.run_id
+            end as taken_by,
+            recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
+        from pgrecall.session_recalls as recall
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where recall.due_at <= _take.at_time
+            -- Suspects keep apart, so that none of them is failed by another one.
+            and not (
+                recall.attempt > 0
+                and pgrecall._is_suspect(recall)
+                and exists (
+                    select
+                    from pgrecall.session_recalls as held
+                    where held.run_id is not null
+                        and held.worker_id = _take.worker_id
+                        and pgrecall._is_suspect(held)
+                )
+            )
+        order by recall.due_at
+        limit _take.up_to
+        for no key update of recall, session skip locked
+    ),
+    ranked as materialized (
+        select
+            due.id,
+            due.session_id,
+            due.taken_by,
+            row_number() over (partition by due.session_id order by due.due_at, due.id) as place,
+            due.is_suspect
+                and row_number() over (partition by due.is_suspect order by due.due_at, due.id) > 1 as keeps_apart
+        from due
+    ),
+    chosen as materialized (
+        select
+            ranked.id,
+            ranked.session_id,
+            nextval('pgrecall.run_ids') as run_id
+        from ranked
+        where ranked.taken_by is null
+            and ranked.place = 1
+            and not ranked.keeps_apart
+    ),
+    claimed as (
+        update pgrecall.session_recalls as recall
+        set status = 'running',
+            run_id = chosen.run_id,
+            worker_id = _take.worker_id,
+            claimed_at = _take.at_time,
+            nominal_at = recall.trigger_at,
+            attempt = recall.attempt + 1,
+            not_before = null,
+            defer_reason = null
+        from chosen
+        where recall.id = chosen.id
+        returning recall
+    ),
+    deferred as (
+        update pgrecall.session_recalls as recall
+        set not_before = _take.at_time + interval '60 seconds',
+            deferrals = recall.deferrals + 1,
+            defer_reason = 'session taken by run ' || coalesce(ranked.taken_by, mate.run_id)
+        from ranked
+        left join chosen as mate on mate.session_id = ranked.session_id
+        where recall.id = ranked.id
+            and (ranked.taken_by is not null or (ranked.place > 1 and mate.run_id is not null))
+        returning recall
+    ),
+    taken as (
+        update pgrecall.sessions as session
+        set run_id = coalesce(chosen.run_id, session.run_id),
+            held_until = case when chosen.run_id is null then session.held_until end,
+            has_waiting = session.has_waiting or deferred.session_id is not null
+        from (select distinct ranked.session_id from ranked) as touched
+        left join chosen on chosen.session_id = touched.session_id
+        left join (select distinct (deferred.recall).session_id from deferred) as deferred
+            on deferred.session_id = touched.session_id
+        where session.id = touched.session_id
+    ),
+    injected as (
+        insert into pgrecall.session_messages (session_id, id, role, content, metadata)
+        select
+            (claimed.recall).session_id,
+            pgrecall.occurrence_message_id((claimed.recall).id, (claimed.recall).nominal_at),
+            'system',
+            '[Scheduled recall] ' || (claimed.recall).additional_context_message,
+            jsonb_build_object('recall_id', (claimed.recall).id, 'run_id', (claimed.recall).run_id)
+        from claimed
+        where _take.inject
+        on conflict do nothing
+    )
+    select
+        (select count(*) from due)::integer,
+        coalesce((select array_agg(claimed.recall) from claimed), array[]::pgrecall.session_recalls[]),
+        coalesce((select array_agg(deferred.recall) from deferred), array[]::pgrecall.session_recalls[])
+    into looked, taken, put_off;
+end;
+$$;
+comment on function pgrecall._take(text, integer, timestamptz, boolean) is
+    'Takes due recalls and their sessions for a worker, defers those whose session is taken, and puts in the messages. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -263,6 +449,7 @@ declare
     v_now timestamptz := pgrecall.clock();
     v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_deferred pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
+    v_one record;
     v_looked integer := 0;
     v_made_due boolean := false;
     v_settled boolean := false;
@@ -299,92 +486,48 @@ begin
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
     if claim.up_to > 0 then
-        with due as materialized (
-            select
-                recall.id,
-                recall.session_id,
-                recall.due_at,
-                case
-                    when session.run_id is not null and coalesce(session.held_until, 'infinity') > v_now
-                        then session.run_id
-                end as taken_by
-            from pgrecall.session_recalls as recall
-            join pgrecall.sessions as session on session.id = recall.session_id
-            where recall.due_at <= v_now
-            order by recall.due_at
-            limit claim.up_to
-            for no key update of recall, session skip locked
-        ),
-        ranked as materialized (
-            select
-                due.id,
-                due.session_id,
-                due.taken_by,
-                row_number() over (partition by due.session_id order by due.due_at, due.id) as place
-            from due
-        ),
-        chosen as materialized (
-            select
-                ranked.id,
-                ranked.session_id,
-                nextval('pgrecall.run_ids') as run_id
-            from ranked
-            where ranked.taken_by is null
-                and ranked.place = 1
-        ),
-        claimed as (
-            update pgrecall.session_recalls as recall
-            set status = 'running',
-                run_id = chosen.run_id,
-                worker_id = claim.worker_id,
-                claimed_at = v_now,
-                nominal_at = recall.trigger_at,
-                attempt = recall.attempt + 1,
-                not_before = null,
-                defer_reason = null
-            from chosen
-            where recall.id = chosen.id
-            returning recall
-        ),
-        deferred as (
-            update pgrecall.session_recalls as recall
-            set not_before = v_now + interval '60 seconds',
-                deferrals = recall.deferrals + 1,
-                defer_reason = 'session taken by run ' || coalesce(ranked.taken_by, mate.run_id)
-            from ranked
-            left join chosen as mate on mate.session_id = ranked.session_id
-            where recall.id = ranked.id
-                and (ranked.taken_by is not null or ranked.place > 1)
-            returning recall
-        ),
-        taken as (
-            update pgrecall.sessions as session
-            set run_id = coalesce(chosen.run_id, session.run_id),
-                held_until = case when chosen.run_id is null then session.held_until end,
-                has_waiting = session.has_waiting or deferred.session_id is not null
-            from (select distinct ranked.session_id from ranked) as touched
-            left join chosen on chosen.session_id = touched.session_id
-            left join (select distinct (deferred.recall).session_id from deferred) as deferred
-                on deferred.session_id = touched.session_id
-            where session.id = touched.session_id
-        ),
-        injected as (
-            insert into pgrecall.session_messages (session_id, id, role, content, metadata)
-            select
-                (claimed.recall).session_id,
-                pgrecall.occurrence_message_id((claimed.recall).id, (claimed.recall).nominal_at),
-                'system',
-                '[Scheduled recall] ' || (claimed.recall).additional_context_message,
-                jsonb_build_object('recall_id', (claimed.recall).id, 'run_id', (claimed.recall).run_id)
-            from claimed
-            where claim.inject
-            on conflict do nothing
-        )
-        select
-            (select count(*) from due),
-            coalesce((select array_agg(claimed.recall) from claimed), v_claimed),
-            coalesce((select array_agg(deferred.recall) from deferred), v_deferred)
-        into v_looked, v_claimed, v_deferred;
+        begin
+            select took.looked, took.taken, took.put_off
+            into v_looked, v_claimed, v_deferred
+            from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject) as took;
+        exception
+            when others then
+                if not pgrecall._is_about_a_row(sqlstate) then
+                    raise;
+                end if;
+                -- One of them cannot be taken: take them one by one, and put off the one that fails.
+                for v_place in 1..claim.up_to loop
+                    begin
+                        select took.looked, took.taken, took.put_off
+                        into v_one
+                        from pgrecall._take(claim.worker_id, 1, v_now, claim.inject) as took;
+                        v_looked := v_looked + v_one.looked;
+                        v_claimed := v_claimed || v_one.taken;
+                        v_deferred := v_deferred || v_one.put_off;
+                        exit when v_one.looked = 0;
+                    exception
+                        when others then
+                            if not pgrecall._is_about_a_row(sqlstate) then
+                                raise;
+                            end if;
+                            update pgrecall.session_recalls
+                            set not_before = v_now + interval '60 seconds',
+                                defer_reason = null,
+                                last_error = 'it cannot be claimed: ' || sqlerrm
+                            where session_recalls.id = (
+                                select recall.id
+                                from pgrecall.session_recalls as recall
+                                join pgrecall.sessions as session on session.id = recall.session_id
+                                where recall.due_at <= v_now
+                                order by recall.due_at
+                                limit 1
+                                for no key update of recall, session skip locked
+                            );
+                            v_looked := v_looked + 1;
+                            v_made_due := true;
+                    end;
+                end loop;
+        end;
         v_made_due := v_made_due or cardinality(v_deferred) > 0;
     end if;
 
@@ -439,7 +582,7 @@ begin
         select min(w.lease_until)
         into v_next_lease
         from pgrecall.workers as w
-        where w.lease_until is not null
+        where w.lease_until < v_now + interval '1 day'
             and w.id <> claim.worker_id;
         v_next := least(v_next, v_next_lease);
     end if;

@@ -27,11 +27,13 @@ begin
     end if;
     v_first := pgrecall._next_occurrence(recall, v_at);
     if recall.cron is null then
-        v_rest := ceil(extract(epoch from next_at - v_at) / recall.interval_seconds) - 1;
+        -- At most what the column can hold: a job by the second that was wanted in the year 1 has missed more.
+        v_rest := least(ceil(extract(epoch from next_at - v_at) / recall.interval_seconds) - 1, 2147483647);
     else
         v_rest := 0;
         v_at := v_first;
-        while v_at < next_at and v_rest < 10 * v_most loop
+        -- A worker is waiting for the answer, perhaps with a short lease.
+        while v_at < next_at and v_rest < 10 * v_most and pgrecall.clock() < v_now + interval '0.3 seconds' loop
             v_rest := v_rest + 1;
             v_at := pgrecall._next_occurrence(recall, v_at);
         end loop;
@@ -48,7 +50,7 @@ begin
 end;
 $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
-    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more). Called by _end_occurrence and mark_fired.';
+    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more, or for 0.3 seconds). Called by _end_occurrence and mark_fired.';
 
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void
@@ -127,6 +129,12 @@ declare
     v_now timestamptz := pgrecall.clock();
     v_attempt integer;
 begin
+    if finish.outcome is null
+        or finish.outcome not in ('success', 'silent', 'error', 'timeout', 'interrupted', 'skipped')
+    then
+        raise exception 'outcome is %, which is not how a run ends', quote_nullable(left(finish.outcome, 100))
+            using errcode = 'PR005', hint = 'It is success, silent, error, timeout, interrupted or skipped.';
+    end if;
     select held.*
     into v_recall
     from pgrecall.session_recalls as held
@@ -166,8 +174,10 @@ begin
     )
     values (
         finish.run_id, v_recall.id, v_recall.session_id, v_recall.nominal_at,
-        coalesce(finish.started_at, v_recall.claimed_at), v_now, v_recall.worker_id, v_recall.attempt, finish.outcome,
-        finish.reason, finish.reply, finish.error, finish.usage
+        -- Its worker may be a little off about the database's clock, or far.
+        greatest(least(coalesce(finish.started_at, v_recall.claimed_at), v_now), v_recall.claimed_at),
+        v_now, v_recall.worker_id, v_recall.attempt, finish.outcome, finish.reason, finish.reply, finish.error,
+        finish.usage
     );
     if finish.append_reply and btrim(finish.reply, E' \t\r\n') <> '' then
         insert into pgrecall.session_messages (session_id, id, role, content, metadata)
@@ -201,7 +211,8 @@ begin
             v_recall.id,
             v_attempt,
             case
-                when finish.retry_after is not null then v_now + finish.retry_after
+                when finish.retry_after is not null
+                    then v_now + greatest(least(finish.retry_after, interval '1 year'), interval '0')
                 when finish.counted then v_now + pgrecall._retry_delay(v_recall.attempt)
             end
         );
@@ -224,4 +235,4 @@ begin
 end;
 $$;
 comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean) is
-    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Locks: recall, then session.';
+    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';

@@ -9,6 +9,10 @@ as $$
 declare
     v_added integer;
 begin
+    if jsonb_typeof(messages) <> 'array' or jsonb_path_exists(messages, 'strict $[*] ? (@.type() <> "object")') then
+        raise exception 'messages is not an array of objects: %', left(messages::text, 100)
+            using errcode = 'PR005', hint = 'For example ''[{"role": "user", "content": "Hello."}]''.';
+    end if;
     insert into pgrecall.session_messages (session_id, id, role, content, in_history, in_context, metadata, created_at)
     select
         append_messages.session_id,
@@ -31,12 +35,19 @@ begin
     return v_added;
 exception
     when foreign_key_violation then
-        raise exception 'no session with id %', quote_literal(append_messages.session_id)
+        perform pgrecall._missing_session(append_messages.session_id);
+    when cardinality_violation then
+        raise exception 'messages has the same id twice'
+            using errcode = 'PR005', hint = 'Leave the ids out for new ones.';
+    when data_exception then
+        raise exception 'messages has a value that is not of its type: %', left(sqlerrm, 500)
             using
-                errcode = 'PR002',
-                detail = append_messages.session_id,
-                hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
+                errcode = 'PR005',
+                hint = 'in_history and in_context are true or false, created_at is a time with a zone.';
+    when program_limit_exceeded then
+        raise exception 'session_id %, or an id in messages, is too long', quote_literal(left(session_id, 255))
+            using errcode = 'PR005', hint = 'They have at most 255 and 512 characters.';
 end;
 $$;
 comment on function pgrecall.append_messages(text, jsonb) is
-    'Adds messages to a session in the order given and returns how many were written. Each is an object with role and content, and optionally id, in_history, in_context, metadata and created_at. A message whose id the session has already is replaced in its place, so that the same call can be made again. Raises: PR002 no such session.';
+    'Adds messages to a session in the order given and returns how many were written. Each is an object with role and content, and optionally id, in_history, in_context, metadata and created_at. A message whose id the session has already is replaced in its place, so that the same call can be made again. Raises: PR002 no such session, PR005 not an array of such objects, or one id twice, or a named CHECK.';

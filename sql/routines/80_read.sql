@@ -23,15 +23,22 @@ comment on function pgrecall.get_recall(text) is 'One recall by its id. Raises: 
 
 create or replace function pgrecall.get_runs(recall_id text, "limit" integer default 50)
 returns setof pgrecall.recall_runs
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+    if "limit" is null or "limit" < 0 then
+        raise exception 'limit is %, but must be 0 or more', coalesce("limit"::text, 'null')
+            using errcode = 'PR005', hint = 'The default is 50.';
+    end if;
+    return query
     select run.*
     from pgrecall.recall_runs as run
     where run.recall_id = get_runs.recall_id
     order by run.id desc
     limit "limit";
+end;
 $$;
 comment on function pgrecall.get_runs(text, integer) is
-    'What happened to a recall: its runs and the occurrences that did not run, newest first.';
+    'What happened to a recall: its runs and the occurrences that did not run, newest first. Raises: PR005 for a limit below 0.';

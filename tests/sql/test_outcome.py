@@ -25,6 +25,7 @@ from sqltools import (
     ledger,
     outcomes,
     recall,
+    refused,
     rows,
     session,
     set_clock,
@@ -249,12 +250,13 @@ def test_a_run_is_recorded_with_all_that_is_known(db: psycopg.Connection) -> Non
     ]
 
 
-def test_an_unknown_outcome_is_refused_and_the_run_goes_on(db: psycopg.Connection) -> None:
+@pytest.mark.parametrize("outcome", ["splendid", "lost", "missed", None])
+def test_an_outcome_that_no_run_has_is_refused_and_the_run_goes_on(db: psycopg.Connection, outcome: str) -> None:
     name = add(db, "s1", NOW)
     run = claim_one(db)
-    with pytest.raises(psycopg.errors.CheckViolation) as caught, db.transaction():
-        finish(db, run, "splendid")
-    assert caught.value.diag.constraint_name == "outcome_is_known"
+    with refused(db, "PR005") as caught:
+        finish(db, run, outcome)
+    assert "timeout" in (caught.value.diag.message_hint or "")
     assert shown(db, name, "status", "run_id") == ["running", run["run_id"]]
 
 
@@ -633,3 +635,15 @@ def test_runs_of_a_truncated_table_are_recorded_and_free_their_sessions_when_the
     assert session(db, "s1")["held_until"] == NOW + 30 * SECOND
     assert finish(db, run, "interrupted")["accepted"] is True
     assert session(db, "s1")["run_id"] is None
+
+
+def test_recalls_of_a_truncated_table_that_waited_are_recorded_as_skipped(db: psycopg.Connection) -> None:
+    set_clock(db, NOW)
+    waiting, ended = add(db, "s1", NOW + HOUR), add(db, "s2")
+    finish(db, claim_one(db))
+    db.execute("set constraints all immediate")
+    db.execute("truncate pgrecall.session_recalls")
+    assert [(run["outcome"], run["reason"], run["nominal_at"]) for run in ledger(db, waiting)] == [
+        ("skipped", "recall deleted", NOW + HOUR)
+    ]
+    assert outcomes(db, ended) == ["success"]
