@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 import psycopg
 
@@ -25,7 +26,7 @@ from pgrecall.agents import describe
 from pgrecall.errors import RecallError
 from pgrecall.telemetry import logger
 
-#: Seconds between two renewals at most. The server takes a worker that was silent for 20 s before its connections ended
+#: Seconds between two renewals at most. The server takes a worker that was silent for 15 s before its connections ended
 #: for one that was cut off, and waits for its lease to end (see _end_dead_worker).
 _RENEW_EVERY = 10.0
 
@@ -45,9 +46,9 @@ class LeaseKeeper:
         lease: Its length in seconds.
         patience: Seconds after which a statement is taken for lost.
         reconnect_grace: For how many seconds both lifelines may be gone; None: no lifelines, the lease alone.
-        register: The call that registers the worker with this lifeline.
+        register: The call that registers the worker with these lifelines, taken on the connection that runs it.
         on_lost: Called from the thread with the runs that must stop, and why.
-        on_change: Called from the thread when `stop_at` has become earlier.
+        on_change: Called from any thread when `stop_at` or `in_doubt` has changed.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class LeaseKeeper:
         patience: float,
         reconnect_grace: float | None,
         *,
-        register: Callable[[int], calls.Call[datetime]],
+        register: Callable[[Sequence[int | None]], calls.Call[datetime]],
         on_lost: Callable[[frozenset[int], str], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -77,12 +78,15 @@ class LeaseKeeper:
         self._until = 0.0
         self._renew_at = 0.0
         self._told: set[int] = set()
-        self._lifelines: set[int] = set()
+        self._lifelines: dict[int, int] = {}
+        #: Keys of lifelines that were tried, and may be in the worker's row.
+        self._keys: deque[int] = deque(maxlen=64)
         self._alone_since: float | None = None
+        self._alone_until = -math.inf
         self._server_was_down = False
 
         # The thread's own.
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._connection: database.AsyncConnection | None = None
         self._peer: Peer | None = None
         self._unknown: frozenset[int] = frozenset()
         self._lost_at: float | None = None
@@ -122,45 +126,81 @@ class LeaseKeeper:
             self._runs.pop(run_id, None)
             self._told.discard(run_id)
 
-    def took_lifeline(self, line: int) -> None:
-        """The worker holds this lifeline now."""
+    async def take_lifeline(self, line: int, connection: database.AsyncConnection) -> None:
+        """Takes a lifeline on this connection: 1 for the one that renews, 2 for the one that listens.
+
+        Does nothing if the worker is to have none, or a pooler sits between. Called in the worker's loop or the thread.
+
+        Raises:
+            psycopg.Error: The connection is gone.
+        """
+        if self._reconnect_grace is None or connection.is_pooled:
+            return
+        key = secrets.randbits(63)
         with self._lock:
-            self._lifelines.add(line)
-            self._alone_since = None
-            self._server_was_down = False
+            self._keys.append(key)
+        await database.run_async(connection, self._register([key, None] if line == 1 else [None, key]))
+        with self._lock:
+            self._lifelines[line] = key
+            self._end_doubt()
+        self._on_change()
 
     def lost_lifeline(self, line: int) -> None:
         """The connection that held this lifeline is gone."""
         with self._lock:
-            if line not in self._lifelines:
-                return
-            self._lifelines.discard(line)
-            if self._lifelines:
+            if self._lifelines.pop(line, None) is None or self._lifelines:
                 return
             self._alone_since = time.monotonic()
         self._wake_up()
         self._on_change()
 
-    def give_up_lifelines(self) -> None:
-        """The worker has told the database that it lives by its lease alone, until it takes a lifeline again."""
+    @property
+    def lost_lifelines(self) -> list[int]:
+        """The keys of all lifelines that it tried to take and does not hold."""
         with self._lock:
-            self._alone_since = None
+            return [key for key in self._keys if key not in self._lifelines.values()]
+
+    def gave_up_lifelines(self) -> None:
+        """The database knows that the worker lives by its lease alone, until it takes a lifeline again."""
+        with self._lock:
+            if not self._lifelines:
+                self._end_doubt()
+
+    def _end_doubt(self) -> None:
+        if self._alone_since is not None and not self._server_was_down:
+            self._alone_until = time.monotonic()
+        self._alone_since = None
+        self._server_was_down = False
 
     @property
     def in_doubt(self) -> bool:
-        """Whether others may take this worker for dead."""
+        """Whether others may take this worker for dead.
+
+        They may not while the server is down, nor afterwards: its next life does not know the worker's lifelines.
+        """
         with self._lock:
-            return self._alone_since is not None
+            return self._is_in_doubt
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        return self._alone_since is not None and not self._server_was_down
+
+    def was_in_doubt_after(self, moment: float) -> bool:
+        """Whether claims asked for at this monotonic time may have been taken away before their answer came."""
+        with self._lock:
+            return self._is_in_doubt or self._alone_until >= moment
 
     @property
     def stop_at(self) -> float:
         """The monotonic time by which runs must have been told to stop, unless the worker proves that it lives."""
         with self._lock:
-            stop_at = self._until - min(5.0, self._lease / 6)
-            # While the server is down nobody can take the worker for dead; after that it is another incarnation.
-            if self._alone_since is not None and self._reconnect_grace is not None and not self._server_was_down:
-                stop_at = min(stop_at, self._alone_since + self._reconnect_grace * _PROVE_WITHIN)
-            return stop_at
+            return min(self._until - min(5.0, self._lease / 6), self._prove_by)
+
+    @property
+    def _prove_by(self) -> float:
+        if self._alone_since is None or self._reconnect_grace is None or self._server_was_down:
+            return math.inf
+        return self._alone_since + self._reconnect_grace * _PROVE_WITHIN
 
     @property
     def _renew_every(self) -> float:
@@ -198,14 +238,10 @@ class LeaseKeeper:
 
     async def _connect(self) -> None:
         async with asyncio.timeout(self._patience):
-            connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            connection = await database.connect_async(self._dsn)
             self._connection = connection
-            await connection.execute(database.SESSION_SETTINGS)
-            if self._reconnect_grace is not None:
-                self._peer = await peer_of(connection)
-                if self._peer.is_session:
-                    await database.run_async(connection, self._register(1))
-                    self.took_lifeline(1)
+            self._peer = await peer_of(connection)
+            await self.take_lifeline(1, connection)
         with self._lock:
             if self._lost_at is not None:
                 # Others may have taken it for dead meanwhile: what it still has is in the answer to a renewal.
@@ -272,7 +308,8 @@ class LeaseKeeper:
             logger().warning("lease_connection_lost", worker_id=self._worker_id, error=describe(error))
         if self.in_doubt and self._peer is not None and await self._peer.is_down():
             with self._lock:
-                self._server_was_down = True
+                # Not when it is known too late: a stop that is due stays due.
+                self._server_was_down = time.monotonic() < self._prove_by
 
     def _restored(self) -> None:
         self._failing.reset()

@@ -129,7 +129,7 @@ class Listener:
         on_connected: Callable[[], None],
         *,
         ask: Ask | None = None,
-        on_connection: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
+        on_connection: Callable[[AsyncConnection], Awaitable[None]] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         self._dsn = dsn
@@ -145,6 +145,7 @@ class Listener:
         self._has_listened = False
         self._connected_at = -math.inf
         self._lost_at: float | None = None
+        self._is_deaf = False
         self._backoff = Backoff(0.1, 3)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -217,16 +218,18 @@ class Listener:
             seconds = round(time.monotonic() - self._lost_at, 3)
             logger().info("listener_restored", worker_id=self._worker_id, seconds=seconds)
             self._lost_at = None
+        self._is_deaf = False
 
     async def _pump(self, connection: AsyncConnection) -> None:
         with anyio.CancelScope() as self._pumping:
-            if self._ask is None:
-                self._restored()
-            elif self._lost_at is not None:
+            if self._lost_at is not None:
                 self.doubt()
+                if not self._is_deaf:  # else it has to show first that it hears
+                    self._restored()
             async for notify in connection.notifies():
                 self._deliver(notify.payload)
         if self._pumping.cancelled_caught:
+            self._is_deaf = True
             raise psycopg.OperationalError("a notification to itself did not arrive")
 
     def _deliver(self, payload: str) -> None:

@@ -11,10 +11,11 @@ import os
 import socket
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+
+from pgrecall.database import AsyncConnection
 
 #: Seconds that an attempt to find out may take. It says "not down" after that: whoever asks must assume the worst.
 _PATIENCE = 0.5
@@ -26,12 +27,10 @@ class Peer:
 
     Attributes:
         address: The socket address connected to: a path, or host and port.
-        is_session: One server process serves this connection for as long as it lives; false behind a pooler.
         is_server: The address is the server's own, so nobody listening there means that the server is down.
     """
 
     address: str | tuple[str, int]
-    is_session: bool
     is_server: bool
 
     async def is_down(self) -> bool:
@@ -62,27 +61,26 @@ class Peer:
         return psycopg.pq.PGconn.ping(make_conninfo("", connect_timeout="2", sslmode="disable", **where).encode())
 
 
-async def peer_of(connection: psycopg.AsyncConnection[Any]) -> Peer:
+async def peer_of(connection: AsyncConnection) -> Peer:
     """Finds out who is at the other end: one statement.
 
     Raises:
         psycopg.Error: The connection is gone.
     """
-    cursor = await connection.execute("select pg_backend_pid(), host(inet_server_addr()), inet_server_port()")
+    cursor = await connection.execute("select host(inet_server_addr()), inet_server_port()")
     row = await cursor.fetchone()
     assert row is not None  # noqa: S101 (a select without from has one row)
-    pid, host, port = row
+    host, port = row
     # A copy of the descriptor, so that closing it here leaves the connection alone.
     with closing(socket.socket(fileno=os.dup(connection.fileno()))) as ours:
         name = ours.getpeername()
-    is_session = pid == connection.info.backend_pid
     if isinstance(name, str):
-        return Peer(name, is_session, is_server=is_session and host is None)
+        return Peer(name, is_server=host is None and not connection.is_pooled)
     address = (str(name[0]).partition("%")[0], int(name[1]))
     is_server = (
-        is_session
+        not connection.is_pooled
         and host is not None
         and port == address[1]
         and ipaddress.ip_address(host) == ipaddress.ip_address(address[0])
     )
-    return Peer(address, is_session, is_server)
+    return Peer(address, is_server)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import anyio
 import psycopg
-import psycopg_pool
 
 from pgrecall import calls
 from pgrecall._backoff import Backoff
@@ -35,7 +34,7 @@ _ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", 
 #: How often such an error is waited out; it may come from a trigger of the host that is mended meanwhile.
 _TRIES = 5
 
-StopReason = Literal["told to stop", "lease lost", "worker stopping"]
+StopReason = Literal["told to stop", "lease lost", "worker stopping", "claimed in doubt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +193,7 @@ class Runner:
             try:
                 async with asyncio.timeout(self._patience):
                     return (await self._database.run(call))[0]
-            except (RecallError, psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
+            except (RecallError, psycopg.Error, TimeoutError) as error:
                 if not complained:
                     complained = True
                     log.error("loop_error", worker_id=self._worker_id, error=describe(error))
@@ -210,7 +209,7 @@ class Runner:
                 if must_let_go():
                     return None
             await anyio.sleep(failing.pause())
-            with suppress(psycopg.Error, psycopg_pool.PoolTimeout):  # the next try says what is wrong
+            with suppress(psycopg.Error):  # the next try says what is wrong
                 await self._database.mend()
 
 
@@ -257,6 +256,8 @@ async def run_agent(
     recall = run.recall
     reply: str | None = None
     ending: Ending | None = None
+    if run.stop_reason is not None:
+        return stopped(run)  # a cancelled task would still run to its first await
     with run.scope:
         try:
             with anyio.fail_after(run.timeout) as limit:
@@ -298,6 +299,8 @@ def stopped(run: Run) -> Ending:
     match run.stop_reason:
         case "worker stopping":
             return Ending(outcome="interrupted", reason="worker stopping", retry=True, counted=False)
+        case "claimed in doubt":
+            return Ending(outcome="interrupted", reason="connections lost while claiming", retry=True, counted=False)
         case "lease lost":
             return Ending(outcome="interrupted", reason="lease lost", retry=True)
         case reason:

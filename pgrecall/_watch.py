@@ -16,16 +16,12 @@ import anyio
 import psycopg
 
 from pgrecall._backoff import Backoff
-from pgrecall._peer import peer_of
 from pgrecall.agents import describe
-from pgrecall.database import SESSION_SETTINGS
+from pgrecall.database import AsyncConnection, connect_async
 from pgrecall.telemetry import logger
 
 #: A watch waits long and on purpose; its notices are read; and the server ends it when its client has vanished.
-_SETTINGS = (
-    SESSION_SETTINGS + b"; set statement_timeout = 0; set client_min_messages = notice; "
-    b"set search_path = pg_catalog, pg_temp"
-)
+_SETTINGS = b"set statement_timeout = 0; set client_min_messages = notice; set search_path = pg_catalog, pg_temp"
 
 
 #: Seconds that a stopping worker waits for the server to end its watch.
@@ -66,9 +62,9 @@ class Watch:
         while True:
             await self._wanted.wait()
             try:
-                async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
-                    if not (await peer_of(connection)).is_session:
-                        return  # behind a pooler nobody has lifelines
+                async with await connect_async(self._dsn) as connection:
+                    if connection.is_pooled:
+                        return  # it has no lifelines itself, and holds up a server process of the pooler
                     await self._prepare(connection)
                     while self._wanted.is_set():
                         self._wanted = anyio.Event()
@@ -80,7 +76,7 @@ class Watch:
                     logger().warning("watch_lost", worker_id=self._worker_id, error=describe(error))
                 await anyio.sleep(self._failing.pause())
 
-    async def _watch(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def _watch(self, connection: AsyncConnection) -> None:
         # A task of its own, because anyio cancels again and again: cancelled just once, the driver ends the statement
         # on the server and keeps the connection.
         self._call = asyncio.create_task(connection.execute("call pgrecall.watch(%s)", [self._worker_id]))
@@ -105,7 +101,7 @@ class Watch:
             logger().info("watch_restored", worker_id=self._worker_id, seconds=seconds)
             self._lost_at = None
 
-    async def _prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def _prepare(self, connection: AsyncConnection) -> None:
         await connection.execute(_SETTINGS)
         # Not on every platform, hence in a statement of its own that may be refused.
         with suppress(psycopg.errors.InvalidParameterValue):

@@ -299,14 +299,19 @@ def register_worker(
     pid: int,
     version: str,
     reconnect_grace: timedelta,
-    lifeline: int | None,
+    lifelines: Sequence[int | None] | None,
 ) -> Call[datetime]:
     """`pgrecall.register_worker`."""
     return Call(
         "register_worker",
         {"worker_id": worker_id, "concurrency": concurrency, "host": host, "pid": pid, "version": version}
-        | _given(reconnect_grace=reconnect_grace, lifeline=lifeline),
+        | _given(reconnect_grace=reconnect_grace, lifelines=None if lifelines is None else list(lifelines)),
     )
+
+
+def give_up_lifelines(worker_id: str, lifelines: Collection[int]) -> Call[bool]:
+    """`pgrecall.give_up_lifelines`."""
+    return Call("give_up_lifelines", {"worker_id": worker_id, "lifelines": list(lifelines)})
 
 
 def unregister_worker(worker_id: str) -> Call[None]:

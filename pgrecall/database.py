@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import fields
@@ -19,6 +18,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowMaker
 from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgrecall import calls, schema
 from pgrecall.calls import Call
@@ -56,8 +56,12 @@ _SETUP_SECONDS = 10.0
 #: Seconds in which the server must have taken note that we gave a statement up. (psycopg waits ten for that.)
 _CANCEL_SECONDS = 1.0
 
-#: Seconds after which a pooled connection that nobody needed is closed.
-_SPARE_SECONDS = 600.0
+#: Seconds for which a pool that is closed waits for attempts to connect that are under way.
+_CLOSE_SECONDS = 1.0
+
+#: Seconds between two looks whether there is something else to do than wait for the server. With psycopg's tenth of a
+#: second, meant for Ctrl-C, a connection that only listens would wake an idle process ten times a second.
+_WAIT_SECONDS = 60.0
 
 #: Uses of a statement before it is prepared, on direct connections.
 _PREPARE_THRESHOLD = 5
@@ -162,6 +166,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     is_pooled = False
 
+    async def wait(self, gen: Any, interval: float = _WAIT_SECONDS, timeout: float | None = None) -> Any:  # noqa: ASYNC109 (psycopg's)
+        """As psycopg's, but sleeps until there is something to do; asyncio itself brings Ctrl-C."""
+        return await super().wait(gen, interval=interval, timeout=timeout)
+
     async def cancel_safe(self, *, timeout: float = _CANCEL_SECONDS) -> None:  # noqa: ASYNC109 (psycopg's)
         """Asks the server to end the statement that we gave up; gives up the connection if it does not hear that."""
         try:
@@ -236,6 +244,10 @@ async def answered_within(seconds: float, what: str) -> AsyncIterator[None]:
         raise psycopg.OperationalError(f"{what} was not answered within {seconds:g} s") from error
 
 
+#: Behind a pooler nothing can be prepared, so that is switched on by `_set_up`.
+_CONNECT: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+
+
 async def connect_async(dsn: str) -> AsyncConnection:
     """An autocommit connection that is set up for our statements, also if a pooler sits between.
 
@@ -245,7 +257,13 @@ async def connect_async(dsn: str) -> AsyncConnection:
     Raises:
         psycopg.Error: There is none to be had.
     """
-    connection = await AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=None)
+    connection = await AsyncConnection.connect(dsn, **_CONNECT)
+    await _set_up_async(connection)
+    return connection
+
+
+async def _set_up_async(connection: AsyncConnection) -> None:
+    """Sets up a new connection; closes it if that fails."""
     try:
         set_json_loads(_loads, connection)
         async with answered_within(_SETUP_SECONDS, "the first statement of a connection"):
@@ -258,12 +276,16 @@ async def connect_async(dsn: str) -> AsyncConnection:
     except BaseException:
         await connection.close()
         raise
-    return connection
 
 
 def connect_sync(dsn: str) -> Connection:
     """As `connect_async`, for threads; what bounds its statements is the network's liveness only."""
-    connection = Connection.connect(dsn, autocommit=True, prepare_threshold=None)
+    connection = Connection.connect(dsn, **_CONNECT)
+    _set_up_sync(connection)
+    return connection
+
+
+def _set_up_sync(connection: Connection) -> None:
     try:
         set_json_loads(_loads, connection)
         row = connection.execute(_setup(connection)).fetchone()
@@ -275,7 +297,6 @@ def connect_sync(dsn: str) -> Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _is_alive(connection: AsyncConnection | Connection) -> bool:
@@ -285,10 +306,6 @@ def _is_alive(connection: AsyncConnection | Connection) -> bool:
             connection.pgconn.consume_input()
     except psycopg.OperationalError:
         return False
-    return _is_at_rest(connection)
-
-
-def _is_at_rest(connection: AsyncConnection | Connection) -> bool:
     return connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
@@ -364,27 +381,77 @@ def ensure(dsn: str) -> None:
             schema.check(version)
 
 
-class AsyncDatabase:
-    """A small pool of autocommit connections that runs Calls.
+#: A pool opens a connection when somebody needs one, and leaves the next attempt after a failure to the next caller,
+#: who wants it at once: by itself it would pause longer and longer, and come back late after a long outage.
+_POOL: dict[str, Any] = {"name": "pgrecall", "kwargs": _CONNECT, "min_size": 0, "reconnect_timeout": 0.0, "open": False}
 
-    Connections are opened when they are needed, by whoever needs one; there are no tasks in the background. The pool
-    belongs to the event loop that uses it, until it is closed. The schema's version is checked once, on first use.
+
+def _is_for_the_host(record: logging.LogRecord) -> bool:
+    # A pool warns of each attempt that fails. Ours tell their callers, and a worker logs an outage once, so the host's
+    # log is spared the rest. There is one logger for all pools, and the host's own may be among them.
+    return not any(
+        isinstance(each, AsyncConnection | Connection) or "pgrecall" in str(each) for each in record.args or ()
+    )
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_for_the_host)
+
+
+class _AsyncPool(AsyncConnectionPool[AsyncConnection]):
+    """Remembers why it could not connect, and tells who waits as soon as it has given up and no connection is left."""
+
+    trouble: Exception | None = None
+
+    async def _connect(self, timeout: float | None = None) -> AsyncConnection:  # noqa: ASYNC109 (psycopg_pool's)
+        try:
+            connection = await super()._connect(timeout)
+        except Exception as error:
+            self.trouble = error
+            raise
+        self.trouble = None
+        return connection
+
+    async def reconnect_failed(self) -> None:
+        while self._waiting and self.get_stats()["pool_size"] == 0:
+            await self._waiting.popleft().fail(PoolTimeout())
+
+
+class _SyncPool(ConnectionPool[Connection]):
+    """As `_AsyncPool`, for threads."""
+
+    trouble: Exception | None = None
+
+    def _connect(self, timeout: float | None = None) -> Connection:
+        try:
+            connection = super()._connect(timeout)
+        except Exception as error:
+            self.trouble = error
+            raise
+        self.trouble = None
+        return connection
+
+    def reconnect_failed(self) -> None:
+        with self._lock:
+            while self._waiting and self.get_stats()["pool_size"] == 0:
+                self._waiting.popleft().fail(PoolTimeout())
+
+
+class AsyncDatabase:
+    """A pool of autocommit connections that runs Calls.
+
+    It belongs to the event loop that uses it, until it is closed. The schema's version is checked once, on first use.
 
     Args:
         dsn: A complete connection string, see `conninfo`.
         size: The most connections.
-        patience: Seconds to wait while all of them are in use.
+        patience: Seconds to wait for a connection.
     """
 
     def __init__(self, dsn: str, *, size: int, patience: float = 30.0) -> None:
         self.dsn = dsn
-        self._size = size
-        self._patience = patience
+        self._settings = {**_POOL, "max_size": size, "timeout": patience, "configure": _set_up_async}
+        self._pool = _AsyncPool(dsn, connection_class=AsyncConnection, **self._settings)
         self._checked = False
-        self._slots = asyncio.Semaphore(size)
-        #: With the time of its last use; the latest is last, and used first.
-        self._idle: list[tuple[float, AsyncConnection]] = []
-        self._connecting: set[asyncio.Task[AsyncConnection]] = set()
 
     async def run(self, call: Call[T], connection: psycopg.AsyncConnection[Any] | None = None) -> list[T]:
         """Runs a call on a pooled connection, or on the caller's own and in its transaction.
@@ -408,83 +475,38 @@ class AsyncDatabase:
                 return await cursor.fetchall()
 
     async def mend(self) -> None:
-        """Closes the connections that nobody uses: after an outage none of them is to be trusted."""
-        idle, self._idle = self._idle, []
-        for _, connection in idle:
-            await connection.close()
+        """Replaces the connections that nobody uses: after an outage none of them is to be trusted."""
+        if not self._pool.closed:
+            await self._pool.drain()
 
     async def close(self) -> None:
         """Closes the connections; it opens new ones when used again."""
-        self._slots = asyncio.Semaphore(self._size)  # what is still in use is closed when it comes back
-        connecting, self._connecting = self._connecting, set()
-        for task in connecting:
-            task.cancel()
-        for made in await asyncio.gather(*connecting, return_exceptions=True):
-            if isinstance(made, AsyncConnection):
-                await made.close()
-        await self.mend()
+        pool, self._pool = self._pool, _AsyncPool(self.dsn, connection_class=AsyncConnection, **self._settings)
+        await pool.close(_CLOSE_SECONDS)
 
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AsyncConnection]:
-        slots = self._slots
-        async with answered_within(self._patience, f"the call for one of {self._size} connections, all in use,"):
-            await slots.acquire()
-        connection = await self._idle_or_new(slots)
-        reusable = False
+        pool = self._pool
+        await pool.open()
         try:
+            # Not as the pool's `check`, after which it makes a pause of a second before it gives out the next one.
+            while not _is_alive(connection := await pool.getconn()):
+                await connection.close()
+                await pool.putconn(connection)
+        except PoolTimeout as error:
+            raise (pool.trouble or error).with_traceback(None) from None
+        try:
+            if not self._checked:
+                schema.check(await schema_version_async(connection))
+                self._checked = True
             yield connection
-            reusable = True
-        except RecallError:
-            reusable = True  # refused by us, for good reason
+        except BaseException as error:
+            # What failed may lead to a server that has become a standby; unless we refused, for good reason.
+            if not isinstance(error, RecallError):
+                await connection.close()
             raise
         finally:
-            # A connection that failed may be one to a server that has become a standby: the next one may not.
-            if reusable and slots is self._slots and _is_at_rest(connection):
-                self._idle.append((time.monotonic(), connection))
-            else:
-                await connection.close()
-            slots.release()
-            while self._idle and self._idle[0][0] < time.monotonic() - _SPARE_SECONDS:
-                await self._idle.pop(0)[1].close()
-
-    async def _idle_or_new(self, slots: asyncio.Semaphore) -> AsyncConnection:
-        while self._idle:
-            _, connection = self._idle.pop()
-            if _is_alive(connection):
-                return connection
-            await connection.close()
-
-        # A caller who gives up leaves the connecting to go on: a host that does not answer may come before the one that
-        # does, and take longer than any one caller has time.
-        connecting = asyncio.create_task(self._connect())
-        self._connecting.add(connecting)
-
-        def settle(task: asyncio.Task[AsyncConnection]) -> None:
-            if task in self._connecting and not task.cancelled() and task.exception() is None:
-                self._idle.append((time.monotonic(), task.result()))
-            self._connecting.discard(task)
-            slots.release()
-
-        try:
-            connection = await asyncio.shield(connecting)
-        except BaseException as error:
-            connecting.add_done_callback(settle)
-            if connecting.cancelled() and slots is not self._slots:
-                raise psycopg.OperationalError("the pool was closed") from error
-            raise
-        self._connecting.discard(connecting)
-        return connection
-
-    async def _connect(self) -> AsyncConnection:
-        connection = await connect_async(self.dsn)
-        if not self._checked:
-            try:
-                schema.check(await schema_version_async(connection))
-            except BaseException:
-                await connection.close()
-                raise
-            self._checked = True
-        return connection
+            await pool.putconn(connection)
 
 
 class SyncDatabase:
@@ -492,13 +514,9 @@ class SyncDatabase:
 
     def __init__(self, dsn: str, *, size: int, patience: float = 30.0) -> None:
         self.dsn = dsn
-        self._size = size
-        self._patience = patience
+        self._settings = {**_POOL, "max_size": size, "timeout": patience, "configure": _set_up_sync}
+        self._pool = _SyncPool(dsn, connection_class=Connection, **self._settings)
         self._checked = False
-        self._slots = threading.BoundedSemaphore(size)
-        self._mutex = threading.Lock()
-        self._idle: list[tuple[float, Connection]] = []
-        self._generation = 0
 
     def run(self, call: Call[T], connection: psycopg.Connection[Any] | None = None) -> list[T]:
         """As `AsyncDatabase.run`."""
@@ -509,57 +527,27 @@ class SyncDatabase:
 
     def close(self) -> None:
         """Closes the connections; it opens new ones when used again."""
-        with self._mutex:
-            self._generation += 1
-            idle, self._idle = self._idle, []
-        for _, connection in idle:
-            connection.close()
+        pool, self._pool = self._pool, _SyncPool(self.dsn, connection_class=Connection, **self._settings)
+        pool.close(_CLOSE_SECONDS)
 
     @contextmanager
     def _borrowed(self) -> Iterator[Connection]:
-        generation = self._generation
-        if not self._slots.acquire(timeout=self._patience):
-            raise psycopg.OperationalError(f"all {self._size} connections were in use for {self._patience:g} s")
+        pool = self._pool
+        pool.open()
         try:
-            connection = self._idle_or_new()
-            reusable = False
-            try:
-                yield connection
-                reusable = True
-            except RecallError:
-                reusable = True
-                raise
-            finally:
-                self._put_back(connection, generation if reusable else -1)
-        finally:
-            self._slots.release()
-
-    def _put_back(self, connection: Connection, generation: int) -> None:
-        with self._mutex:
-            if generation == self._generation and _is_at_rest(connection):
-                self._idle.append((time.monotonic(), connection))
-                spare = [old for at, old in self._idle if at < time.monotonic() - _SPARE_SECONDS]
-                self._idle = self._idle[len(spare) :]
-            else:
-                spare = [connection]
-        for old in spare:
-            old.close()
-
-    def _idle_or_new(self) -> Connection:
-        while True:
-            with self._mutex:
-                if not self._idle:
-                    break
-                _, connection = self._idle.pop()
-            if _is_alive(connection):
-                return connection
-            connection.close()
-        connection = connect_sync(self.dsn)
-        if not self._checked:
-            try:
-                schema.check(schema_version_sync(connection))
-            except BaseException:
+            while not _is_alive(connection := pool.getconn()):
                 connection.close()
-                raise
-            self._checked = True
-        return connection
+                pool.putconn(connection)
+        except PoolTimeout as error:
+            raise (pool.trouble or error).with_traceback(None) from None
+        try:
+            if not self._checked:
+                schema.check(schema_version_sync(connection))
+                self._checked = True
+            yield connection
+        except BaseException as error:
+            if not isinstance(error, RecallError):
+                connection.close()
+            raise
+        finally:
+            pool.putconn(connection)

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +28,6 @@ from pgrecall import calls, database
 from pgrecall._backoff import Backoff
 from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Listener, ServerClock
-from pgrecall._peer import peer_of
 from pgrecall._runner import Run, Runner, StopReason
 from pgrecall._version import __version__
 from pgrecall._watch import Watch
@@ -49,6 +48,9 @@ _POLLING_MEANS = (
 
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
+
+#: Seconds between two tries of something that another part of the worker is about to settle.
+_RETRY = 0.05
 
 
 class Worker:
@@ -144,6 +146,8 @@ class Worker:
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
+        # When claims have expired of which we never heard, because their answers were lost.
+        self._unheard_until = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
         # Runs that were told to stop before we heard that they are ours.
@@ -187,7 +191,7 @@ class Worker:
         with _unpacked():
             await self._run_with(lease)
 
-    def _registration(self, lifeline: int | None = None) -> calls.Call[datetime]:
+    def _registration(self, lifelines: Sequence[int | None] | None = None) -> calls.Call[datetime]:
         return calls.register_worker(
             self.worker_id,
             self._concurrency,
@@ -195,22 +199,17 @@ class Worker:
             pid=os.getpid(),
             version=__version__,
             reconnect_grace=timedelta(seconds=self._reconnect_grace or 0),
-            lifeline=lifeline,
+            lifelines=lifelines,
         )
 
     async def _run_with(self, lease: LeaseKeeper) -> None:
-        async def hold_on(connection: psycopg.AsyncConnection[Any]) -> None:
-            if self._reconnect_grace is not None and (await peer_of(connection)).is_session:
-                await database.run_async(connection, self._registration(2))
-                lease.took_lifeline(2)
-
         listener = Listener(
             self._listen_dsn,
             self.worker_id,
             self._heard,
             self._on_connected,
             ask=self._database.query,
-            on_connection=hold_on,
+            on_connection=lambda connection: lease.take_lifeline(2, connection),
             on_lost=lambda: lease.lost_lifeline(2),
         )
         try:
@@ -276,7 +275,8 @@ class Worker:
             self._stop_runs("worker stopping")
             self._let_go_at = time.monotonic() + _LET_GO
         self._stopping.set()
-        self._on_connected()
+        self._connected.set()
+        self._look_now()
         self._slot_freed.set()
 
     # When to look
@@ -286,7 +286,8 @@ class Worker:
 
     def _on_connected(self) -> None:
         self._connected.set()
-        self._watch.begin()
+        # The word that the ring has changed may be among the messages that were missed.
+        self._watch.begin_anew()
         self._look_now()
 
     def _heard(self, payload: str) -> None:
@@ -335,9 +336,8 @@ class Worker:
             asked_at = time.monotonic()
             try:
                 if lease.in_doubt:
-                    # Others may take it for dead, so nothing new may stand on its lifelines.
-                    await self._database.run(self._registration())
-                    lease.give_up_lifelines()
+                    await self._resolve_doubt(lease)
+                    continue
                 rows = await self._look(free)
             except Exception as error:  # noqa: BLE001 (nothing may end the loop but stopping it)
                 # Once for an outage, however many tries it takes.
@@ -351,6 +351,7 @@ class Worker:
                 failing_since = None
                 failing.reset()
                 self._doubt_listener()
+                self._unheard_until = time.monotonic() + self._lease * 1.05
             claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
                 unsettled.reset()
@@ -394,6 +395,8 @@ class Worker:
         now = time.monotonic()
         self._safety_at = now + self._safety_interval
         self._alarm.no_later_than(self._safety_at)
+        if self._unheard_until > now:
+            self._alarm.no_later_than(self._unheard_until)
         if look.next_due_at is not None:
             left = (look.next_due_at - look.now_at).total_seconds()
             if look.settled and left > 0:
@@ -428,7 +431,9 @@ class Worker:
         self._runs[run.recall.run_id] = run
         lease.add(run.recall.run_id, asked_at)
         self._look_at_lease()
-        if self._stopping.is_set():
+        if lease.was_in_doubt_after(asked_at):
+            run.stop("claimed in doubt")
+        elif self._stopping.is_set():
             run.stop("worker stopping")
         elif run.recall.run_id in self._early_stops:
             run.stop("told to stop")
@@ -460,6 +465,20 @@ class Worker:
     def _stop_runs(self, reason: StopReason) -> None:
         for run in list(self._runs.values()):
             run.stop(reason)
+
+    async def _resolve_doubt(self, lease: LeaseKeeper) -> None:
+        """Others may take this worker for dead: it claims nothing until it has a lifeline again, or does without."""
+        left = lease.stop_at - time.monotonic()
+        if left > 0:
+            with anyio.move_on_after(left):
+                await self._lease_changed.wait()
+            return
+        # Its runs have been told to stop. It may go on if the way to the database for statements is open.
+        given_up = await self._database.run(calls.give_up_lifelines(self.worker_id, lease.lost_lifelines))
+        if given_up[0]:
+            lease.gave_up_lifelines()
+        else:
+            await anyio.sleep(_RETRY)
 
     def _look_at_lease(self) -> None:
         self._lease_changed.set()

@@ -682,11 +682,11 @@ def test_doctor_finds_a_lease_that_nobody_ends(run: Run, connection: psycopg.Con
 
 
 def test_doctor_finds_a_worker_that_does_not_listen(run: Run, connection: psycopg.Connection, database: str) -> None:
-    register = "select pgrecall.register_worker('w1', 1, lifeline => %s)"
+    register = "select pgrecall.register_worker('w1', 1, lifelines => %s::bigint[])"
     with psycopg.connect(database, autocommit=True) as renewing:
         with psycopg.connect(database, autocommit=True) as listening:
-            renewing.execute(register, [1])
-            listening.execute(register, [2])
+            renewing.execute(register, [[1, None]])
+            listening.execute(register, [[None, 2]])
             assert checks(run("doctor", "--json"))["listeners"]["message"] == "1 of 1 worker would be missed at once"
         check = checks(run("doctor", "--json"))["listeners"]
         assert (check["status"], check["message"]) == ("fail", "1 worker not listening, first w1")

@@ -171,7 +171,7 @@ async def test_a_blocked_event_loop_does_not_keep_a_worker_from_finding_the_dead
     async with sql(database) as db:
         await db.session("s1")
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as life:
-            await life.execute("select pgrecall.register_worker('dead', 1, lifeline => 1)")
+            await life.execute("select pgrecall.register_worker('dead', 1, lifelines => '{1, null}')")
             recall_id = await db.recall("s1")
             await db("select pgrecall.claim('dead', 1)")
             async with working(database, agent):

@@ -90,10 +90,11 @@ begin
             or (new.status = 'pending' and old.status in ('fired', 'failed', 'cancelled'))
         then
             new.attempt := 0;
+            new.deferrals := 0;
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
             new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
             new.defer_reason := null;
-        elsif old.status = 'pending' and new.status = 'running' and new.run_id is null then
+        elsif old.status <> 'running' and new.status = 'running' and new.run_id is null then
             -- Another service takes it to run it itself.
             new.not_before := null;
             new.defer_reason := null;

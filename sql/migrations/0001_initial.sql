@@ -53,7 +53,9 @@ create table pgrecall.session_messages (
     in_history boolean not null default true,
     in_context boolean not null default true,
     metadata jsonb not null default '{}',
-    created_at timestamptz not null default now(),
+    created_at timestamptz not null default now()
+        constraint created_at_of_message_must_be_a_finite_time_in_the_years_1_to_9999
+            check (created_at >= '0001-01-02 00:00:00+00' and created_at < '9999-12-31 00:00:00+00'),
     primary key (session_id, position),
     constraint message_id_is_unique_in_its_session unique (session_id, id)
 );
@@ -113,16 +115,22 @@ create table pgrecall.session_recalls (
         constraint idempotency_key_must_have_1_to_255_characters check (length(idempotency_key) between 1 and 255),
     metadata jsonb not null default '{}',
 
-    nominal_at timestamptz,
-    attempt integer not null default 0,
+    nominal_at timestamptz
+        constraint nominal_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (nominal_at >= '0001-01-02 00:00:00+00' and nominal_at < '9999-12-31 00:00:00+00'),
+    attempt integer not null default 0
+        constraint attempt_must_be_0_to_1000000 check (attempt between 0 and 1000000),
     not_before timestamptz
         constraint not_before_must_be_a_finite_time_in_the_years_1_to_9999
             check (not_before >= '0001-01-02 00:00:00+00' and not_before < '9999-12-31 00:00:00+00'),
-    deferrals integer not null default 0,
+    deferrals integer not null default 0
+        constraint deferrals_must_be_0_to_1000000000 check (deferrals between 0 and 1000000000),
     defer_reason text,
     run_id bigint,
     worker_id text,
-    claimed_at timestamptz,
+    claimed_at timestamptz
+        constraint claimed_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (claimed_at >= '0001-01-02 00:00:00+00' and claimed_at < '9999-12-31 00:00:00+00'),
     last_error text,
     due_at timestamptz generated always as (
         case
@@ -139,7 +147,9 @@ create table pgrecall.session_recalls (
     constraint cron_needs_a_time_zone
         check (cron is null or time_zone is not null),
     constraint end_at_must_not_be_before_trigger_at
-        check (end_at >= trigger_at)
+        check (end_at >= trigger_at),
+    constraint run_id_is_set_by_claim_with_worker_id_and_times
+        check (run_id is null or (worker_id is not null and nominal_at is not null and claimed_at is not null))
 ) with (fillfactor = 80);
 comment on table pgrecall.session_recalls is
     'Recalls: at trigger_at, put additional_context_message into the session and run its agent. A plain INSERT of session_id, trigger_at and additional_context_message is a complete request; UPDATE and DELETE work at any time.';
@@ -200,9 +210,15 @@ create table pgrecall.recall_runs (
     recall_id text not null,
     session_id text not null
         constraint session_of_run_must_exist references pgrecall.sessions (id) on delete cascade,
-    nominal_at timestamptz not null,
-    started_at timestamptz,
-    finished_at timestamptz not null,
+    nominal_at timestamptz not null
+        constraint nominal_at_of_run_must_be_a_finite_time_in_the_years_1_to_9999
+            check (nominal_at >= '0001-01-02 00:00:00+00' and nominal_at < '9999-12-31 00:00:00+00'),
+    started_at timestamptz
+        constraint started_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (started_at >= '0001-01-02 00:00:00+00' and started_at < '9999-12-31 00:00:00+00'),
+    finished_at timestamptz not null
+        constraint finished_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (finished_at >= '0001-01-02 00:00:00+00' and finished_at < '9999-12-31 00:00:00+00'),
     lateness interval generated always as (started_at - nominal_at) stored,
     worker_id text,
     attempt integer not null default 0,
@@ -217,6 +233,8 @@ create table pgrecall.recall_runs (
     occurrences integer not null default 1
         constraint occurrences_is_positive check (occurrences > 0),
     refused_at timestamptz
+        constraint refused_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (refused_at >= '0001-01-02 00:00:00+00' and refused_at < '9999-12-31 00:00:00+00')
 );
 comment on table pgrecall.recall_runs is
     'The ledger: one row for each run that ended, and one for each occurrence that did not run, with its reason. A run under way is a row of session_recalls with a run_id. Kept when the recall is deleted, deleted with the session.';
@@ -241,7 +259,8 @@ create index runs_of_session on pgrecall.recall_runs (session_id, id);
 comment on index pgrecall.runs_of_session is 'Serves the history of one session and the cascade from sessions.';
 
 create table pgrecall.workers (
-    id text primary key,
+    id text primary key
+        constraint worker_id_must_have_1_to_255_characters check (length(id) between 1 and 255),
     started_at timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     lease_until timestamptz,

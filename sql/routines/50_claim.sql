@@ -130,6 +130,21 @@ $$;
 comment on function pgrecall._retry_delay(integer) is
     'The backoff after the given attempt: 5, 10, 20 … seconds, at most 10 minutes. Called by finish when the caller names none.';
 
+create or replace function pgrecall._check_lease(lease interval)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if lease is null or lease < interval '1 millisecond' or lease > interval '1 day' then
+        raise exception 'lease is %, but must be 1 millisecond to 1 day', coalesce(lease::text, 'null')
+            using errcode = 'PR005', hint = 'The default is 30 seconds; it has nothing to do with how long runs take.';
+    end if;
+end;
+$$;
+comment on function pgrecall._check_lease(interval) is 'Refuses a lease that makes no sense. Called by claim and renew. Raises: PR005.';
+
 create or replace function pgrecall._is_about_a_row(sqlstate text)
 returns boolean
 language sql
@@ -183,7 +198,10 @@ begin
         recall.worker_id, recall.attempt, 'lost', _end_lost_run.reason
     )
     on conflict (id) do nothing;
-    if recall.status <> 'running' or recall.attempt < recall.max_attempts then
+    if recall.status <> 'running' or recall.trigger_at <> recall.nominal_at then
+        -- Ended or moved by somebody else while it ran: that stands, as after any other run.
+        perform pgrecall._end_occurrence(recall, 'failed', v_error);
+    elsif recall.attempt < recall.max_attempts then
         perform pgrecall._give_back(recall.id, recall.attempt, null);
     elsif beside_others and not v_was_suspect and recall.max_attempts > 1 then
         -- Whatever kills its worker takes the runs beside it along each time, and all are at their last attempt
@@ -461,6 +479,7 @@ begin
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
+    perform pgrecall._check_lease(claim.lease);
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'claim() needs the isolation level read committed, this transaction is %',
             current_setting('transaction_isolation')
@@ -641,6 +660,7 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform pgrecall._check_lease(renew.lease);
     update pgrecall.workers
     set seen_at = pgrecall.clock(),
         lease_until = pgrecall.clock() + renew.lease

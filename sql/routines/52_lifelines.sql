@@ -68,7 +68,7 @@ create or replace function pgrecall.register_worker(
     pid integer default null,
     version text default null,
     reconnect_grace interval default '0.5 seconds',
-    lifeline integer default null
+    lifelines bigint[] default null
 )
 returns timestamptz
 language plpgsql
@@ -76,28 +76,26 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_key bigint;
     v_incarnation uuid;
     v_joins boolean;
 begin
-    if lifeline is not null then
-        -- A new key for every connection: the one before may still be held, by a server process that does not know yet
-        -- that its client is gone. First the lock, then the row that says it counts.
-        v_key := hashtextextended(gen_random_uuid()::text, 0);
-        perform pg_advisory_lock(v_key);
+    if lifelines is not null then
+        -- First the lock, then the row that says it counts.
+        perform pg_advisory_lock(key) from unnest(register_worker.lifelines) as key where key is not null;
         v_incarnation := pgrecall._incarnation();
         v_joins := not exists (
             select
             from pgrecall.workers as known
             where known.id = register_worker.worker_id
                 and known.incarnation = v_incarnation
+                and known.died_at is null
         );
     end if;
     insert into pgrecall.workers as w (id, concurrency, host, pid, version, reconnect_grace, incarnation, lifelines)
     values (
         register_worker.worker_id, register_worker.concurrency, register_worker.host, register_worker.pid,
         register_worker.version, register_worker.reconnect_grace, v_incarnation,
-        array[case lifeline when 1 then v_key end, case lifeline when 2 then v_key end]
+        array[register_worker.lifelines[1], register_worker.lifelines[2]]
     )
     on conflict (id) do update
     set seen_at = pgrecall.clock(),
@@ -130,10 +128,31 @@ begin
     return pgrecall.clock();
 end;
 $$;
-comment on function pgrecall.register_worker(text, integer, text, integer, text, interval, integer) is
-    'Makes a worker visible in the table workers and returns the server''s time. With lifeline 1 or 2 it also takes that lifeline for as long as this connection lives, which must then be a direct one, not through a pooler; with none the worker has only its lease. Called when a worker starts or has reconnected. Locks: the lifeline, for the session. Notifies: channel pgrecall, payload ''watch <id>'' for the worker before it in the ring when it joins.';
+comment on function pgrecall.register_worker(text, integer, text, integer, text, interval, bigint[]) is
+    'Makes a worker visible in the table workers and returns the server''s time. lifelines: the keys of the lifelines that this connection takes, for as long as it lives: {key, null} for the one that renews the lease, {null, key} for the one that listens; a key is a random number, new for every connection, because the connection before may still be held by a server process that does not know yet that its client is gone. The connection must be a direct one, not through a pooler. With null the worker has only its lease. Called when a worker starts or has reconnected. Locks: the keys, for the session. Notifies: channel pgrecall, payload ''watch <id>'' for the worker before it in the ring when it joins.';
 
-create or replace function pgrecall._end_dead_worker(worker_id text, incarnation uuid)
+create or replace function pgrecall.give_up_lifelines(worker_id text, lifelines bigint[])
+returns boolean
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Only those that the worker knows to be lost: one that it has taken meanwhile on another connection stays.
+    with given_up as (
+        update pgrecall.workers as w
+        set incarnation = null,
+            lifelines = null
+        where w.id = give_up_lifelines.worker_id
+            and (w.lifelines is null or array_remove(w.lifelines, null) <@ give_up_lifelines.lifelines)
+        returning w.id
+    )
+    select exists (select from given_up)
+        or not exists (select from pgrecall.workers as w where w.id = give_up_lifelines.worker_id);
+$$;
+comment on function pgrecall.give_up_lifelines(text, bigint[]) is
+    'Says that a worker has lost these lifelines and lives by its lease from now on, until it takes one again; false: it has others. Called by a worker that has lost its direct connections and can still reach the database, before it claims anything more.';
+
+create or replace function pgrecall._end_dead_worker(worker_id text, lifelines bigint[])
 returns jsonb
 language plpgsql
 volatile
@@ -149,13 +168,15 @@ begin
     into v_worker
     from pgrecall.workers as w
     where w.id = _end_dead_worker.worker_id
-        and w.incarnation = _end_dead_worker.incarnation
+        and w.incarnation = pgrecall._incarnation()
+        -- Not others, and be they free as well: it has lived meanwhile, and has its whole grace from then on.
+        and w.lifelines is not distinct from _end_dead_worker.lifelines
         and w.died_at is null
     for update skip locked;
     if not found or pgrecall._is_held(v_worker.lifelines[1]) or pgrecall._is_held(v_worker.lifelines[2]) then
         return null;
     end if;
-    if v_worker.lease_until > v_now and v_worker.seen_at < v_now - interval '20 seconds' then
+    if v_worker.lease_until > v_now and v_worker.seen_at < v_now - interval '15 seconds' then
         -- It has missed a renewal before its connections ended, so it was cut off or stood still, and may run on.
         update pgrecall.workers
         set incarnation = null
@@ -184,8 +205,8 @@ begin
     return jsonb_build_object('worker_id', v_worker.id, 'run_ids', v_run_ids);
 end;
 $$;
-comment on function pgrecall._end_dead_worker(text, uuid) is
-    'Gives back the claims of a worker whose lifelines are both free and were taken in this life of the server, and says what it did; null: nothing, because the worker is back, or its lease decides. Called by watch after reconnect_grace. Locks: the worker''s row, skipping a locked one, then its recalls and sessions, skipping locked ones. Notifies: channel pgrecall, payload ''due 0'' if something could not be had, and ''due …'' through the trigger announce_update.';
+comment on function pgrecall._end_dead_worker(text, bigint[]) is
+    'Gives back the claims of a worker that holds these lifelines, if both are free and were taken in this life of the server, and says what it did; null: nothing, because the worker is back, or its lease decides. Called by watch after reconnect_grace. Locks: the worker''s row, skipping a locked one, then its recalls and sessions, skipping locked ones. Notifies: channel pgrecall, payload ''due 0'' if something could not be had, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall._watch_next(worker_id text)
 returns text
@@ -238,12 +259,12 @@ comment on function pgrecall._watch_next(text) is
     'Waits, for a few seconds at most, until the next worker of the ring lets go of a lifeline. Answers alone (there is no other worker), free (it holds none), released (it has just let go of one), held, or idle (held, and no worker has a lease). Called by watch. Locks: a lifeline, shared, to the end of the transaction.';
 
 create or replace function pgrecall._free_lifelines(worker_id text)
-returns table (id text, incarnation uuid, reconnect_grace interval)
+returns table (id text, lifelines bigint[], reconnect_grace interval)
 language sql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-    select w.id, w.incarnation, w.reconnect_grace
+    select w.id, w.lifelines, w.reconnect_grace
     from pgrecall.workers as w
     where w.id <> _free_lifelines.worker_id
         and w.incarnation = pgrecall._incarnation()
@@ -262,7 +283,8 @@ declare
     v_active_at timestamptz := pgrecall.clock();
     v_found text;
     v_suspects text[];
-    v_incarnations uuid[];
+    v_first bigint[];
+    v_second bigint[];
     v_grace interval;
     v_ended jsonb;
 begin
@@ -271,15 +293,15 @@ begin
         commit;
         if v_found = 'free' then
             -- Several may have died at once; all get the same time to prove that they live.
-            select array_agg(w.id), array_agg(w.incarnation), max(w.reconnect_grace)
-            into v_suspects, v_incarnations, v_grace
+            select array_agg(w.id), array_agg(w.lifelines[1]), array_agg(w.lifelines[2]), max(w.reconnect_grace)
+            into v_suspects, v_first, v_second, v_grace
             from pgrecall._free_lifelines(worker_id) as w;
             commit;
             -- Never less, so that a row that cannot be had (somebody has it locked) does not make this loop spin.
             perform pg_catalog.pg_sleep_for(greatest(v_grace, '0.1 seconds'));
             commit;
             for v_place in 1..coalesce(pg_catalog.cardinality(v_suspects), 0) loop
-                v_ended := pgrecall._end_dead_worker(v_suspects[v_place], v_incarnations[v_place]);
+                v_ended := pgrecall._end_dead_worker(v_suspects[v_place], array[v_first[v_place], v_second[v_place]]);
                 commit;
                 if v_ended is not null then
                     raise notice 'pgrecall: worker % is dead', v_suspects[v_place] using detail = v_ended::text;

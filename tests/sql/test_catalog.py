@@ -181,6 +181,8 @@ SAMPLES: Row = {
     "end_at": datetime(2030, 1, 1, tzinfo=UTC),
     "before": datetime(2030, 1, 1, tzinfo=UTC),
     "lease": timedelta(seconds=1),
+    "reconnect_grace": timedelta(seconds=1),
+    "lifelines": [1, None],
     "retry_after": timedelta(seconds=1),
     "metadata": {},
     "usage": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,9 +33,11 @@ def connect(database: str) -> Iterator[Connect]:
 
 def register(connection: psycopg.Connection, worker: str, lifeline: int | None = 1, grace: str = "100 ms") -> None:
     """Register a worker that holds a lifeline on this connection."""
+    key = None if lifeline is None else secrets.randbits(63)
+    lifelines = None if key is None else [key, None] if lifeline == 1 else [None, key]
     connection.execute(
-        "select pgrecall.register_worker(%s, 10, reconnect_grace => %s::interval, lifeline => %s)",
-        [worker, grace, lifeline],
+        "select pgrecall.register_worker(%s, 10, reconnect_grace => %s::interval, lifelines => %s::bigint[])",
+        [worker, grace, lifelines],
     )
 
 
@@ -156,6 +159,42 @@ def test_a_worker_that_takes_a_lifeline_again_within_its_grace_lives(db: psycopg
     watcher.waits(db)
     assert recall(db, run["recall_id"])["run_id"] == run["run_id"]
     assert watcher.found == []
+
+
+def test_a_worker_that_came_back_during_the_grace_has_its_whole_grace_again(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """It was gone, was there, and is gone again: the second time has not lasted for long yet."""
+    first, second = connect(), connect()
+    register(first, "b")
+    run = claimed_by(db, "b")
+    first.close()
+    ((_, lifelines, _),) = wait_for_free(db)
+    register(second, "b")
+    assert db.execute("select * from pgrecall._free_lifelines('a')").fetchall() == []
+    second.close()
+    wait_for_free(db)
+    assert value(db, "select pgrecall._end_dead_worker('b', %s)", lifelines) is None
+    assert recall(db, run["recall_id"])["run_id"] == run["run_id"]
+
+
+def wait_for_free(db: psycopg.Connection) -> list[Any]:
+    """Wait until some worker holds no lifeline, and return who."""
+    found: list[Any] = []
+    wait_until(
+        lambda: found.extend(db.execute("select * from pgrecall._free_lifelines('a')").fetchall()) or found,
+        "the server has noticed",
+    )
+    return found
+
+
+def test_giving_lifelines_up_leaves_one_that_was_taken_meanwhile(db: psycopg.Connection, connect: Connect) -> None:
+    life = connect()
+    life.execute("select pgrecall.register_worker('b', 1, lifelines => '{1, null}')")
+    assert value(db, "select pgrecall.give_up_lifelines('b', '{7, 8}')") is False
+    assert value(db, "select pgrecall.give_up_lifelines('b', '{7, 1}')") is True
+    assert value(db, "select incarnation is null and lifelines is null from pgrecall.workers") is True
+    assert value(db, "select pgrecall.give_up_lifelines('unknown', '{7}')") is True
 
 
 def test_lifelines_of_an_earlier_life_of_the_server_say_nothing(db: psycopg.Connection, connect: Connect) -> None:

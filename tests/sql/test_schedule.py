@@ -159,6 +159,11 @@ CHECKS: list[tuple[str, Row]] = [
     ),
     ("cron_needs_a_time_zone", {"call_type": "recurring", "cron": "@daily"}),
     ("end_at_must_not_be_before_trigger_at", {"end_at": "2001-01-01 00:00:00+00"}),
+    ("nominal_at_must_be_a_finite_time_in_the_years_1_to_9999", {"nominal_at": "infinity"}),
+    ("claimed_at_must_be_a_finite_time_in_the_years_1_to_9999", {"claimed_at": "infinity"}),
+    ("attempt_must_be_0_to_1000000", {"attempt": -1}),
+    ("deferrals_must_be_0_to_1000000000", {"deferrals": 2**31 - 1}),
+    ("run_id_is_set_by_claim_with_worker_id_and_times", {"run_id": 1}),
 ]
 
 
