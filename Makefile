@@ -9,7 +9,7 @@ pip := $(python) -m pip install -qq
 bounded := $$(command -v timeout >/dev/null && echo timeout 60)
 
 .DEFAULT_GOAL := help
-.PHONY: help test check demo test-matrix build clean
+.PHONY: help test check demo soak test-matrix build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.* ## /\1	/p' Makefile | expand -t 14
@@ -27,6 +27,11 @@ demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an
 	@$(python) -c 'import pydantic_ai' 2>/dev/null || { echo "installing pydantic-ai for the agent, if it can be had" && \
 		$(bounded) $(pip) --timeout 5 --retries 0 'pydantic-ai-slim>=2' 2>/dev/null || true; }
 	@.venv/bin/pgrecall demo
+
+# Ten thousand recalls under faults; its report goes to dist/soak.md.
+soak: .venv/.dev ## Half an hour of kills, restarts and partitions, with an account of what came of it
+	@mkdir -p dist
+	PYTHONPATH=tests $(python) -m faults.soak --output dist/soak
 
 test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use
 	@for major in 14 15 16 17 18; do PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 || exit; done

@@ -305,7 +305,9 @@ class LeaseKeeper:
         await self._close()
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-            logger().warning("lease_connection_lost", worker_id=self._worker_id, error=describe(error))
+            # Without runs it matters to nobody yet, and the listener says that the database is away.
+            say = logger().warning if self._runs else logger().debug
+            say("lease_connection_lost", worker_id=self._worker_id, error=describe(error))
         if self.in_doubt and self._peer is not None and await self._peer.is_down():
             with self._lock:
                 # Not when it is known too late: a stop that is due stays due.
@@ -315,7 +317,8 @@ class LeaseKeeper:
         self._failing.reset()
         if self._lost_at is not None:
             seconds = round(time.monotonic() - self._lost_at, 3)
-            logger().info("lease_connection_restored", worker_id=self._worker_id, seconds=seconds)
+            say = logger().info if self._runs else logger().debug
+            say("lease_connection_restored", worker_id=self._worker_id, seconds=seconds)
             self._lost_at = None
 
     async def _close(self) -> None:

@@ -73,7 +73,7 @@ class Watch:
                 self._wanted.set()
                 if self._lost_at is None:
                     self._lost_at = time.monotonic()
-                    logger().warning("watch_lost", worker_id=self._worker_id, error=describe(error))
+                    logger().debug("watch_lost", worker_id=self._worker_id, error=describe(error))
                 await anyio.sleep(self._failing.pause())
 
     async def _watch(self, connection: AsyncConnection) -> None:
@@ -98,7 +98,7 @@ class Watch:
         self._failing.reset()
         if self._lost_at is not None:
             seconds = round(time.monotonic() - self._lost_at, 3)
-            logger().info("watch_restored", worker_id=self._worker_id, seconds=seconds)
+            logger().debug("watch_restored", worker_id=self._worker_id, seconds=seconds)
             self._lost_at = None
 
     async def _prepare(self, connection: AsyncConnection) -> None:

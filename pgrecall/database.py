@@ -389,9 +389,10 @@ _POOL: dict[str, Any] = {"name": "pgrecall", "kwargs": _CONNECT, "min_size": 0, 
 def _is_for_the_host(record: logging.LogRecord) -> bool:
     # A pool warns of each attempt that fails. Ours tell their callers, and a worker logs an outage once, so the host's
     # log is spared the rest. There is one logger for all pools, and the host's own may be among them.
-    return not any(
-        isinstance(each, AsyncConnection | Connection) or "pgrecall" in str(each) for each in record.args or ()
-    )
+    # It names first which pool, or which task of it, or it names the connection.
+    arguments = tuple(record.args or ())
+    is_ours = any(isinstance(each, AsyncConnection | Connection) for each in arguments)
+    return not (is_ours or "'pgrecall" in repr(arguments[:1]))
 
 
 logging.getLogger("psycopg.pool").addFilter(_is_for_the_host)

@@ -13,9 +13,9 @@ recall_rescheduled   recall_id, run_id, session_id, outcome, status, next_due_at
 run_stopped          recall_id, run_id, session_id, reason (told to stop: cancelled, deleted, worker stopping)
 lease_lost           worker_id, run_ids, reason
 worker_died          worker_id, dead_worker_id, run_ids (found by this worker; the runs are due again)
-lease_connection_lost      worker_id, error (the lease cannot be renewed; its runs are stopped before it ends)
+lease_connection_lost      worker_id, error (debug without runs; they are stopped before the lease ends)
 lease_connection_restored  worker_id, seconds
-watch_lost           worker_id, error (nobody is told at once if its neighbour dies)
+watch_lost           worker_id, error (debug: nobody is told at once if its neighbour dies)
 watch_restored       worker_id, seconds
 claim_unheard        worker_id, run_ids (claims whose answer was lost; given back)
 outcome_refused      recall_id, run_id, session_id, outcome

@@ -106,7 +106,7 @@ async def test_a_worker_whose_connections_are_cut_for_a_moment_goes_on(database:
 
             async def has_others() -> bool:
                 ((now_first, now_second),) = await db(lifelines, worker.worker_id)
-                return now_first != first and now_second != second
+                return bool(now_first != first and now_second != second)
 
             await until(has_others)
             assert agent.spans == []
