@@ -528,8 +528,9 @@ async def test_a_call_during_an_outage_says_at_once_what_is_wrong(
     assert not [record for record in caplog.records if record.name.startswith("psycopg")]
 
 
-async def test_a_hosts_own_pool_may_still_warn(caplog: pytest.LogCaptureFixture) -> None:
-    async with AsyncConnectionPool("host=127.0.0.1 port=1", min_size=1, open=False, name="theirs"):
+async def test_a_hosts_own_pool_may_still_warn(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    dsn = make_conninfo(database, dbname="pgrecall_is_not_here")
+    async with AsyncConnectionPool(dsn, min_size=1, open=False, name="theirs"):
 
         async def warned() -> bool:
             return "error connecting in 'theirs'" in caplog.text
