@@ -12,13 +12,20 @@ import socket
 from contextlib import closing
 from dataclasses import dataclass
 
-import psycopg
-from psycopg.conninfo import make_conninfo
-
 from pgrecall.database import AsyncConnection
 
 #: Seconds that an attempt to find out may take. It says "not down" after that: whoever asks must assume the worst.
 _PATIENCE = 0.5
+
+
+_BODY = b"\0\3\0\0user\0pgrecall\0database\0postgres\0\0"
+
+#: The beginning of a conversation (protocol 3.0). A server that starts or stops refuses it before it asks who we are.
+#: Not libpq's own ping: that keeps the whole interpreter waiting, and the runs could not be stopped in time.
+_HELLO = (len(_BODY) + 4).to_bytes(4, "big") + _BODY
+
+#: The refusal's field C, its SQLSTATE, in any language.
+_CANNOT_CONNECT_NOW = b"C57P03\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +47,18 @@ class Peer:
         try:
             async with asyncio.timeout(_PATIENCE):
                 if isinstance(self.address, str):
-                    _, writer = await asyncio.open_unix_connection(self.address)
+                    reader, writer = await asyncio.open_unix_connection(self.address)
                 else:
-                    _, writer = await asyncio.open_connection(*self.address)
-                writer.close()
-                return await asyncio.to_thread(self._ping) == psycopg.pq.Ping.REJECT
+                    reader, writer = await asyncio.open_connection(*self.address)
+                try:
+                    writer.write(_HELLO)
+                    return _CANNOT_CONNECT_NOW in await reader.read(2000)
+                finally:
+                    writer.close()
         except (ConnectionRefusedError, FileNotFoundError):
             return True
         except OSError:  # unreachable, or no answer in time
             return False
-
-    def _ping(self) -> int:
-        """Asks libpq, which knows the SQLSTATE of "starting up" and "shutting down" in any language."""
-        if isinstance(self.address, str):
-            folder, _, name = self.address.rpartition("/")
-            where = {"host": folder, "port": name.rpartition(".")[2]}
-        else:
-            where = {"host": self.address[0], "port": str(self.address[1])}
-        # Host, port and so on only: a full DSN might name several hosts.
-        return psycopg.pq.PGconn.ping(make_conninfo("", connect_timeout="2", sslmode="disable", **where).encode())
 
 
 async def peer_of(connection: AsyncConnection) -> Peer:

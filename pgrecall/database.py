@@ -78,7 +78,7 @@ def conninfo(dsn: str | None) -> str:
     """
     try:
         given = conninfo_to_dict(dsn or "")
-    except psycopg.ProgrammingError as error:
+    except (psycopg.ProgrammingError, UnicodeError) as error:
         raise SettingsError(
             f"not a connection string: {str(error).strip()}", hint="For example postgresql://user@host/database."
         ) from error

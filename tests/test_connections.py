@@ -529,6 +529,7 @@ async def test_a_call_during_an_outage_says_at_once_what_is_wrong(
 
 
 async def test_a_hosts_own_pool_may_still_warn(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "psycopg.pool")  # a command line in the same process has silenced it
     dsn = make_conninfo(database, dbname="pgrecall_is_not_here")
     async with AsyncConnectionPool(dsn, min_size=1, open=False, name="theirs"):
 

@@ -10,6 +10,8 @@ declare
     -- Beyond this many one row stands for the rest, so that a year's outage of a job by the second stays affordable.
     v_most constant integer := 1000;
     v_now timestamptz := pgrecall.clock();
+    -- Without a next time: up to the last one, which has passed.
+    v_until timestamptz := coalesce(next_at, least(recall.end_at, v_now) + interval '1 microsecond');
     v_reason text := 'its time passed while the occurrence of '
         || to_char(recall.nominal_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"') || ' was late or running';
     v_at timestamptz := recall.nominal_at;
@@ -18,22 +20,22 @@ declare
 begin
     for v_count in 1..v_most loop
         v_at := pgrecall._next_occurrence(recall, v_at);
-        exit when v_at is null or v_at >= next_at;
+        exit when v_at is null or v_at >= v_until;
         insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
         values (recall.id, recall.session_id, v_at, v_now, 'missed', v_reason);
     end loop;
-    if v_at is null or v_at >= next_at then
+    if v_at is null or v_at >= v_until then
         return;
     end if;
     v_first := pgrecall._next_occurrence(recall, v_at);
     if recall.cron is null then
         -- At most what the column can hold: a job by the second that was wanted in the year 1 has missed more.
-        v_rest := least(ceil(extract(epoch from next_at - v_at) / recall.interval_seconds) - 1, 2147483647);
+        v_rest := least(ceil(extract(epoch from v_until - v_at) / recall.interval_seconds) - 1, 2147483647);
     else
         v_rest := 0;
         v_at := v_first;
         -- A worker is waiting for the answer, perhaps with a short lease.
-        while v_at < next_at and v_rest < 10 * v_most and pgrecall.clock() < v_now + interval '0.3 seconds' loop
+        while v_at < v_until and v_rest < 10 * v_most and pgrecall.clock() < v_now + interval '0.3 seconds' loop
             v_rest := v_rest + 1;
             v_at := pgrecall._next_occurrence(recall, v_at);
         end loop;
@@ -50,7 +52,7 @@ begin
 end;
 $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
-    'Writes a row with outcome missed for each occurrence between the one that ended and the next one; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more, or for 0.3 seconds). Called by _end_occurrence and mark_fired.';
+    'Writes a row with outcome missed for each occurrence between the one that ended and the next one, or the end of the schedule if next_at is null; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more, or for 0.3 seconds). Called by _end_occurrence and mark_fired.';
 
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void
@@ -72,9 +74,7 @@ begin
     end if;
     if recall.status = 'running' then
         v_next := pgrecall._next_occurrence(recall, greatest(recall.nominal_at, pgrecall.clock()));
-        if v_next is not null then
-            perform pgrecall._record_missed(recall, v_next);
-        end if;
+        perform pgrecall._record_missed(recall, v_next);
     end if;
     -- Ended by somebody else while it ran (cancelled, set back to pending): their word stands.
     update pgrecall.session_recalls

@@ -647,3 +647,24 @@ def test_recalls_of_a_truncated_table_that_waited_are_recorded_as_skipped(db: ps
         ("skipped", "recall deleted", NOW + HOUR)
     ]
     assert outcomes(db, ended) == ["success"]
+
+
+def test_the_times_that_passed_before_the_end_of_the_schedule_are_recorded(db: psycopg.Connection) -> None:
+    """There is no next time any more, but there were some on the way."""
+    name = add_recurring(db, "s1", end_at=NOW + 3 * MINUTE)
+    run = claim_one(db)
+    set_clock(db, NOW + HOUR)
+    assert finish(db, run)["status"] == "fired"
+    assert [(one["outcome"], one["nominal_at"]) for one in ledger(db, name)] == [
+        ("success", NOW),
+        *(("missed", NOW + passed * MINUTE) for passed in (1, 2, 3)),
+    ]
+
+
+def test_many_times_that_passed_before_the_end_of_the_schedule_are_summed_up(db: psycopg.Connection) -> None:
+    name = add_recurring(db, "s1", interval_seconds=1, end_at=NOW + 2000 * SECOND)
+    run = claim_one(db)
+    set_clock(db, NOW + HOUR)
+    finish(db, run)
+    assert value(db, "select sum(occurrences) from pgrecall.recall_runs where outcome = 'missed'") == 2000
+    assert max(one["nominal_at"] for one in ledger(db, name)) == NOW + 1001 * SECOND
