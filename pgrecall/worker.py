@@ -49,6 +49,10 @@ _POLLING_MEANS = (
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
 
+#: What the database takes for a lease, seconds.
+_SHORTEST_LEASE = 0.001
+_LONGEST_LEASE = 86400.0
+
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
 
@@ -101,6 +105,8 @@ class Worker:
         for name, value in (seconds | ({} if poll_interval is None else {"poll_interval": poll_interval})).items():
             if not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} is {value}, but must be greater than 0")
+        if not _SHORTEST_LEASE <= lease <= _LONGEST_LEASE:
+            raise SettingsError(f"lease is {lease}, but must be {_SHORTEST_LEASE:g} to {_LONGEST_LEASE:g} seconds")
         if reconnect_grace is not None and not 0 < reconnect_grace <= 60:
             raise SettingsError(
                 f"reconnect_grace is {reconnect_grace}, but must be greater than 0 and at most 60, or None"

@@ -714,7 +714,17 @@ async def test_a_worker_that_cannot_reach_its_database_at_the_start_raises_the_d
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("concurrency", 0), ("concurrency", 1.5), ("lease", 0), ("safety_interval", -1), ("timeout", 0), ("grace", -1)],
+    [
+        ("concurrency", 0),
+        ("concurrency", 1.5),
+        ("lease", 0),
+        ("safety_interval", -1),
+        ("timeout", 0),
+        ("grace", -1),
+        ("lease", 1e6),
+        ("reconnect_grace", 0),
+        ("reconnect_grace", 61),
+    ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_name(setting: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"{setting} is {value}, but must be"):

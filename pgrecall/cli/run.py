@@ -63,6 +63,15 @@ def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: s
 @click.option(
     "--safety-interval", type=times.seconds, metavar="TIME", default="60s", show_default=True, help="Between looks."
 )
+@click.option(
+    "--reconnect-grace",
+    type=times.seconds,
+    metavar="TIME",
+    default="0.5s",
+    show_default=True,
+    callback=lambda _context, _option, given: given or None,
+    help="Without connections for so long, it counts as dead; 0s: only when its lease ends.",
+)
 @click.option("--listen-dsn", metavar="DSN", help="Where to LISTEN, if --dsn is a transaction pooler.")
 @click.option(
     "--poll-interval", type=times.seconds, metavar="TIME", help="Look so often, and do not LISTEN at all: second best."
