@@ -18,7 +18,7 @@ from pgrecall.demo.plan import Source, Wanted, plain_insert
 
 __all__ = ["SLOTS", "DemoError", "Fleet", "Producers"]
 
-SLOTS = 3
+SLOTS = 4
 
 _EXECUTE = "import sys, psycopg; psycopg.connect(sys.argv[1], autocommit=True).execute(sys.argv[2])"
 
