@@ -17,7 +17,6 @@ from pgrecall.database import AsyncConnection
 #: Seconds that an attempt to find out may take. It says "not down" after that: whoever asks must assume the worst.
 _PATIENCE = 0.5
 
-
 _BODY = b"\0\3\0\0user\0pgrecall\0database\0postgres\0\0"
 
 #: The beginning of a conversation (protocol 3.0). A server that starts or stops refuses it before it asks who we are.

@@ -17,12 +17,14 @@ import psycopg
 
 from pgrecall._backoff import Backoff
 from pgrecall.agents import describe
-from pgrecall.database import AsyncConnection, connect_async
+from pgrecall.database import AsyncConnection, answered_within, connect_async
 from pgrecall.telemetry import logger
 
 #: A watch waits long and on purpose; its notices are read; and the server ends it when its client has vanished.
 _SETTINGS = b"set statement_timeout = 0; set client_min_messages = notice; set search_path = pg_catalog, pg_temp"
 
+#: Seconds within which the server must answer what prepares a watch.
+_PATIENCE = 10.0
 
 #: Seconds that a stopping worker waits for the server to end its watch.
 _LET_GO = 2.0
@@ -102,10 +104,11 @@ class Watch:
             self._lost_at = None
 
     async def _prepare(self, connection: AsyncConnection) -> None:
-        await connection.execute(_SETTINGS)
-        # Not on every platform, hence in a statement of its own that may be refused.
-        with suppress(psycopg.errors.InvalidParameterValue):
-            await connection.execute("set client_connection_check_interval = '10s'")
+        async with answered_within(_PATIENCE, "a statement of the watch"):
+            await connection.execute(_SETTINGS)
+            # Not on every platform, hence in a statement of its own that may be refused.
+            with suppress(psycopg.errors.InvalidParameterValue):
+                await connection.execute("set client_connection_check_interval = '10s'")
         connection.add_notice_handler(self._found)
 
     def _found(self, notice: psycopg.errors.Diagnostic) -> None:

@@ -197,9 +197,6 @@ _SETTINGS = {
     "tcp_user_timeout": "30000",
 }
 
-#: For a direct connection.
-SESSION_SETTINGS = "; ".join(f"set {name} = '{value}'" for name, value in _SETTINGS.items()).encode()
-
 
 def _setup(connection: psycopg.BaseConnection[Any]) -> bytes:
     """The first statement of a connection: sets it up, and tells whether it is direct.

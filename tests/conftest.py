@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 from servers import Server, ServerUnavailable, with_database
 from servers import server as running_server
+from workerprocess import Start, worker_processes
 
 _SERVER = pytest.StashKey[Server]()
 _CLEANUP = pytest.StashKey[ExitStack]()
@@ -138,6 +140,13 @@ def db(shared_database: str) -> Iterator[psycopg.Connection]:
         yield connection
     finally:
         connection.close()  # without a commit
+
+
+@pytest.fixture
+def start(database: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts worker processes on the fresh database; they are killed in the end."""
+    with worker_processes(tmp_path, database) as starting:
+        yield starting
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqltools import add, add_recurring, ledger, outcomes, recall, rows, value, wait_until
-from workerprocess import DEADLINE, Start, worker_processes
+from workerprocess import DEADLINE, Start, now, worker_processes
 
 from pgrecall import schema
 from pgrecall.embedded import EmbeddedPostgres
@@ -26,17 +26,6 @@ def db(database: str) -> Iterator[psycopg.Connection]:
     """Sees and makes what the workers see."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
-
-
-@pytest.fixture
-def start(database: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts workers."""
-    with worker_processes(tmp_path, database) as starting:
-        yield starting
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import psycopg
 import pytest
 from sqltools import add, claim, ledger, outcomes, rows, value, wait_until
-from workerprocess import DEADLINE, Start, worker_processes
+from workerprocess import DEADLINE, Start, now
 
 
 @pytest.fixture
@@ -21,17 +20,6 @@ def db(database: str) -> Iterator[psycopg.Connection]:
     """Sees and makes what the workers see."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
-
-
-@pytest.fixture
-def start(database: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts workers."""
-    with worker_processes(tmp_path, database) as starting:
-        yield starting
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 def add_backlog(

@@ -188,3 +188,69 @@ async def test_a_blocked_event_loop_does_not_keep_a_worker_from_finding_the_dead
                         assert time.monotonic() < ends
                         time.sleep(0.01)  # noqa: ASYNC251 (the worker's event loop stands still for as long)
                 await db.ended(recall_id)
+
+
+async def test_a_worker_that_lost_its_direct_connections_only_goes_on_by_its_lease(database: str, proxy: Proxy) -> None:
+    """It can still ask for work and tell outcomes, by way of the other DSN."""
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent, listen_dsn=proxy.dsn, safety_interval=0.2) as worker:
+        await db.session("s1", "s2")
+        await holds_both_lifelines(db, worker)
+        proxy.refuse()
+        proxy.cut()
+        await db.ended(await db.recall("s1"))
+        assert await db("select incarnation, lifelines from pgrecall.workers") == [(None, None)]
+        proxy.heal()
+        await holds_both_lifelines(db, worker)
+        await db.ended(await db.recall("s2"))
+    assert [run.session_id for run in agent.runs] == ["s1", "s2"]
+
+
+async def test_a_claim_whose_answer_is_older_than_a_doubt_is_not_begun(database: str, proxy: Proxy) -> None:
+    """While the answer was on its way the worker was taken for dead, and somebody else may have the recall."""
+    agent = Recorder()
+    with Proxy(database) as statements:
+        async with sql(database) as db, working(statements.dsn, agent, listen_dsn=proxy.dsn) as worker:
+            await db.session("s1")
+            await holds_both_lifelines(db, worker)
+            await db.asleep()
+            async with await psycopg.AsyncConnection.connect(database) as blocking:
+                # The claim waits for the worker's own row, so that its answer can be held up.
+                await blocking.execute("select from pgrecall.workers for update")
+                recall_id = await db.recall("s1")
+
+                async def claims() -> bool:
+                    waits = "select count(*) from pg_stat_activity where query like '%%pgrecall.claim(%%'"
+                    return await db(waits + " and datname = current_database() and wait_event_type = 'Lock'") == [1]
+
+                await until(claims)
+                statements.stall()
+                await blocking.commit()
+            await until(lambda: _has(db, "run_id is not null"))
+            proxy.refuse()
+            proxy.cut()
+            # What a neighbour does half a second later.
+            await until(lambda: _is_free(db))
+            ended = await db("select pgrecall._end_dead_worker(id, lifelines) is not null from pgrecall.workers")
+            assert ended == [True]
+            assert await _has(db, "run_id is null and status = 'pending'")
+            await db("update pgrecall.session_recalls set trigger_at = now() + interval '1 hour'")
+            proxy.heal()
+            await holds_both_lifelines(db, worker)
+            statements.heal()
+
+            async def has_answered() -> bool:
+                return bool(await db("select count(*) from pgrecall.recall_runs where refused_at is not null") == [1])
+
+            await until(has_answered)
+            assert agent.runs == []
+            assert await _has(db, f"status = 'pending' and id = '{recall_id}'")
+
+
+async def _has(db: Sql, condition: str) -> bool:
+    return bool(await db(f"select count(*) from pgrecall.session_recalls where {condition}") == [1])
+
+
+async def _is_free(db: Sql) -> bool:
+    free = "select not pgrecall._is_held(lifelines[1]) and not pgrecall._is_held(lifelines[2]) from pgrecall.workers"
+    return bool(await db(free) == [True])

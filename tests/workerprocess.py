@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ async def agent(*, session_id, user_message):
         ctypes.string_at(0)
     return f"did {user_message}"
 """
+
+
+def now() -> datetime:
+    """The time, as a recall wants it."""
+    return datetime.now(UTC)
 
 
 @dataclass

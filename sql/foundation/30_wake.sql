@@ -138,23 +138,7 @@ begin
         where sessions.id = old.session_id
             and sessions.run_id = old.run_id;
     end if;
-    -- Not if the session was deleted, and the recall with it.
-    insert into pgrecall.recall_runs (
-        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
-    )
-    select
-        coalesce(old.run_id, nextval('pgrecall.run_ids')),
-        old.id,
-        old.session_id,
-        case when old.run_id is null then old.trigger_at else old.nominal_at end,
-        old.claimed_at,
-        pgrecall.clock(),
-        old.worker_id,
-        case when old.run_id is null then 0 else old.attempt end,
-        case when old.run_id is null then 'skipped' else 'interrupted' end,
-        'recall deleted'
-    from pgrecall.sessions
-    where sessions.id = old.session_id;
+    perform pgrecall._record_deleted(old);
     return null;
 end;
 $$;
@@ -173,20 +157,7 @@ begin
     update pgrecall.sessions
     set held_until = pgrecall.clock() + interval '30 seconds'
     where sessions.run_id is not null;
-    insert into pgrecall.recall_runs (
-        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
-    )
-    select
-        coalesce(recall.run_id, nextval('pgrecall.run_ids')),
-        recall.id,
-        recall.session_id,
-        case when recall.run_id is null then recall.trigger_at else recall.nominal_at end,
-        recall.claimed_at,
-        pgrecall.clock(),
-        recall.worker_id,
-        case when recall.run_id is null then 0 else recall.attempt end,
-        case when recall.run_id is null then 'skipped' else 'interrupted' end,
-        'recall deleted'
+    perform pgrecall._record_deleted(recall)
     from pgrecall.session_recalls as recall
     where recall.run_id is not null
         or recall.status in ('pending', 'running');

@@ -54,6 +54,33 @@ $$;
 comment on function pgrecall._record_missed(pgrecall.session_recalls, timestamptz) is
     'Writes a row with outcome missed for each occurrence between the one that ended and the next one, or the end of the schedule if next_at is null; from the 1001st on one row, with the time of the first of them, stands for all the others (a cron expression is counted up to 10,000 more, or for 0.3 seconds). Called by _end_occurrence and mark_fired.';
 
+create or replace function pgrecall._record_deleted(recall pgrecall.session_recalls)
+returns void
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgrecall.recall_runs (
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+    )
+    select
+        coalesce(recall.run_id, nextval('pgrecall.run_ids')),
+        recall.id,
+        recall.session_id,
+        case when recall.run_id is null then recall.trigger_at else recall.nominal_at end,
+        recall.claimed_at,
+        pgrecall.clock(),
+        recall.worker_id,
+        case when recall.run_id is null then 0 else recall.attempt end,
+        case when recall.run_id is null then 'skipped' else 'interrupted' end,
+        'recall deleted'
+    -- Not if the session was deleted, and the recall with it.
+    from pgrecall.sessions
+    where sessions.id = recall.session_id;
+$$;
+comment on function pgrecall._record_deleted(pgrecall.session_recalls) is
+    'Records the occurrence that a recall is deleted with. Called by _after_recall_delete and _before_recalls_truncate.';
+
 create or replace function pgrecall._end_occurrence(recall pgrecall.session_recalls, new_status text, error text)
 returns void
 language plpgsql
