@@ -6,7 +6,7 @@ Knows nothing of Postgres.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,22 +22,47 @@ from pgrecall.telemetry import logger
 _YEAR = timedelta(days=365)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What an agent may return in place of a text, to say more about its run.
+
+    Attributes:
+        reply: What it answers; None or an empty text: nothing.
+        silent: It has nothing to say, and that is a success: the outcome is `silent`, the reply is recorded and goes
+            nowhere else.
+        usage: What the run has used, JSON. The names that pgrecall adds up are `input_tokens`, `output_tokens`,
+            `requests`, `tool_calls` and `cost_usd`.
+        messages: What the session gets in place of the reply, in order: objects with `role` and `content`, and
+            optionally `metadata`, `in_history` and `in_context`. In the default store they are written in the
+            transaction that records the outcome, so they are there once and only if the run counts. The last one with
+            role `assistant` is taken for the reply.
+    """
+
+    reply: str | None = None
+    silent: bool = False
+    usage: Mapping[str, Any] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+
 @runtime_checkable
 class Agent(Protocol):
     """Anything with this coroutine method."""
 
-    async def run(self, *, session_id: str, user_message: str) -> str | None:
+    async def run(self, *, session_id: str, user_message: str) -> str | RunResult | Retry | GiveUp | None:
         """Answers the message in the session, with nobody connected.
 
         Args:
             session_id: The session that the recall belongs to.
-            user_message: The recall's additional_context_message.
+            user_message: The recall's additional_context_message. What the model should be told about the occasion as
+                well is `current_recall().text`.
 
         Returns:
-            The reply; None or an empty text if there is nothing to say.
+            The reply; None or an empty text if there is nothing to say; or a RunResult. A Retry or GiveUp may be
+            returned as well as raised.
 
         Raises:
             Retry: Run this occurrence again, later.
+            GiveUp: This occurrence has failed.
             Exception: Anything else is a failure and is not retried: the agent may have acted already.
         """
         ...
@@ -63,6 +88,20 @@ class Retry(Exception):  # noqa: N818 (an answer, not an error)
         self.after = after if after is None else min(after, _YEAR)
 
 
+class GiveUp(Exception):  # noqa: N818 (an answer, not an error)
+    """Raised by an agent that cannot do what it was woken for: the occurrence fails and is not tried again.
+
+    A recurring recall goes on to its next time.
+
+    Args:
+        reason: Why, for people; stored as the run's error and reason.
+    """
+
+    def __init__(self, reason: str = "the agent gave up") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentRecall:
     """What a run knows of itself. All times are aware and in UTC.
@@ -84,6 +123,13 @@ class CurrentRecall:
         additional_context_message: What the agent is told.
         internal_comment: The comment for people, or None.
         metadata: What the caller of schedule_recall gave.
+        text: What the model is told: additional_context_message with when, how late and that nobody is connected, by
+            settings.message_template. The session's message has it already.
+        time_zone: IANA name of the zone in which `text` gives times: the recall's, else its session's, else UTC.
+        chain_depth: How many recalls before this one were each made by the run of the one before.
+        message_id: The id of the session's message that this occurrence has put in, the same at every attempt.
+        store: Where the session's messages are: the worker's store.
+        scheduler: For what the agent does with recalls; on the worker's database.
     """
 
     recall_id: str
@@ -102,7 +148,19 @@ class CurrentRecall:
     additional_context_message: str
     internal_comment: str | None
     metadata: dict[str, Any]
+    text: str
+    time_zone: str
+    chain_depth: int
+    message_id: str
+    store: Any = field(repr=False, compare=False)
+    scheduler: Any = field(repr=False, compare=False)
+    _clock: Callable[[], datetime] = field(repr=False, compare=False)
     _stop: anyio.Event = field(repr=False, compare=False)
+
+    @property
+    def now(self) -> datetime:
+        """The time by the database's clock, which is the one that the other times are by."""
+        return self._clock()
 
     @property
     def lateness(self) -> timedelta:
@@ -196,7 +254,7 @@ class _CallableAgent:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    async def run(self, *, session_id: str, user_message: str) -> str | None:
+    async def run(self, *, session_id: str, user_message: str) -> Any:
         if inspect.iscoroutinefunction(self._function):
             reply = await self._function(session_id=session_id, user_message=user_message)
         else:
@@ -206,7 +264,7 @@ class _CallableAgent:
                 lambda: self._function(session_id=session_id, user_message=user_message),
                 limiter=anyio.CapacityLimiter(1),
             )
-        return reply  # type: ignore[no-any-return]
+        return reply
 
 
 def _takes_a_message(function: Any) -> bool:

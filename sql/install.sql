@@ -20,6 +20,7 @@ begin
 end $$;
 \ir foundation/10_base.sql
 \ir foundation/20_cron.sql
+\ir foundation/25_text.sql
 \ir foundation/30_wake.sql
 select not exists (select from pgrecall.migrations where version = 1) as needed \gset
 \if :needed

@@ -19,27 +19,133 @@ begin
     end if;
 end $$;
 
+create table pgrecall.settings (
+    is_only_row boolean primary key default true
+        constraint settings_has_one_row check (is_only_row),
+    timeout_seconds integer not null default 600
+        constraint timeout_seconds_of_settings_must_be_greater_than_zero check (timeout_seconds > 0),
+    max_runs_per_day integer
+        constraint max_runs_per_day_of_settings_must_be_greater_than_zero check (max_runs_per_day > 0),
+    silent_token text default '[SILENT]'
+        constraint silent_token_must_have_1_to_100_characters
+            check (length(silent_token) <= 100 and silent_token = btrim(silent_token, E' \t\r\n') and silent_token <> ''),
+    message_template text not null default pgrecall.default_message_template()
+        constraint message_template_must_be_valid check (pgrecall.message_template_error(message_template) is null),
+    paused_at timestamptz
+        constraint paused_at_of_settings_must_be_a_finite_time_in_the_years_1_to_9999
+            check (paused_at >= '0001-01-02 00:00:00+00' and paused_at < '9999-12-31 00:00:00+00'),
+    paused_until timestamptz
+        constraint paused_until_of_settings_must_be_a_finite_time_in_the_years_1_to_9999
+            check (paused_until >= '0001-01-02 00:00:00+00' and paused_until < '9999-12-31 00:00:00+00'),
+    pause_reason text,
+    agent_min_interval_seconds integer not null default 60
+        constraint agent_min_interval_seconds_must_be_0_or_more check (agent_min_interval_seconds >= 0),
+    agent_max_pending_per_user integer not null default 100
+        constraint agent_max_pending_per_user_must_be_0_or_more check (agent_max_pending_per_user >= 0),
+    agent_max_chain_depth integer not null default 25
+        constraint agent_max_chain_depth_must_be_0_or_more check (agent_max_chain_depth >= 0),
+    agent_recurring_days integer not null default 30
+        constraint agent_recurring_days_must_be_1_to_36500 check (agent_recurring_days between 1 and 36500),
+    constraint paused_until_of_settings_needs_paused_at check (paused_until is null or paused_at is not null)
+);
+insert into pgrecall.settings default values;
+comment on table pgrecall.settings is
+    'What holds for all recalls and workers of this database, one row: update pgrecall.settings set …; a change counts from the next claim on.';
+comment on column pgrecall.settings.is_only_row is 'Keeps the table at one row.';
+comment on column pgrecall.settings.timeout_seconds is
+    'Wall-clock limit of a run in seconds, where neither its recall nor its worker has one of its own.';
+comment on column pgrecall.settings.max_runs_per_day is
+    'Runs that a session may have within 24 hours, unless it has a number of its own; further ones are deferred. Null: no limit.';
+comment on column pgrecall.settings.silent_token is
+    'A reply of just this text means: success, and nothing to say. Null: no such text.';
+comment on column pgrecall.settings.message_template is
+    'What the model is told when a recall fires, with placeholders such as {message}; see message_template_error() and default_message_template().';
+comment on column pgrecall.settings.paused_at is 'Since when no worker starts a run; null: not paused. Set by pause_all().';
+comment on column pgrecall.settings.paused_until is 'When the pause ends by itself; null: at resume_all().';
+comment on column pgrecall.settings.pause_reason is 'Why, for people.';
+comment on column pgrecall.settings.agent_min_interval_seconds is
+    'Shortest time from now, and between the occurrences, of a recall that an agent makes.';
+comment on column pgrecall.settings.agent_max_pending_per_user is
+    'How many pending recalls made by agents the sessions of one user may have together; for a session without a user: that session.';
+comment on column pgrecall.settings.agent_max_chain_depth is
+    'How long a chain of recalls may become in which each is made by the run of the one before, with nobody speaking to the agent meanwhile.';
+comment on column pgrecall.settings.agent_recurring_days is
+    'A recurring recall that an agent makes ends after so many days at the latest.';
+
 create table pgrecall.sessions (
     id text primary key
         constraint session_id_must_have_1_to_255_characters check (length(id) between 1 and 255),
     user_id text,
     created_at timestamptz not null default now(),
+    metadata jsonb not null default '{}',
+    time_zone text
+        constraint time_zone_of_session_must_be_an_iana_name
+            check (time_zone is null or pgrecall.time_zone_error(time_zone) is null),
+    max_runs_per_day integer
+        constraint max_runs_per_day_must_be_greater_than_zero check (max_runs_per_day > 0),
+    deliver_to text
+        constraint deliver_to_of_session_must_be_an_http_url
+            check (deliver_to ~ '^https?://[^/\s]+\S*$' and length(deliver_to) <= 2048),
+    active_at timestamptz
+        constraint active_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (active_at >= '0001-01-02 00:00:00+00' and active_at < '9999-12-31 00:00:00+00'),
     run_id bigint,
+    holder text
+        constraint holder_must_have_1_to_255_characters check (length(holder) between 1 and 255),
+    held_since timestamptz,
     held_until timestamptz,
+    line_until timestamptz,
+    interrupted_by text,
+    wanted_by text,
     has_waiting boolean not null default false,
-    metadata jsonb not null default '{}'
+    constraint session_is_held_by_a_run_or_until_a_time
+        check (holder is null and run_id is null or run_id is not null or held_until is not null)
 ) with (fillfactor = 80);
 comment on table pgrecall.sessions is
     'Conversations: the unit that an agent works in. At most one run has a session at a time.';
 comment on column pgrecall.sessions.user_id is
     'The owner: list_recalls(user_id => …) shows the recalls of the sessions that carry this value.';
+comment on column pgrecall.sessions.metadata is 'For the host; pgrecall does not read it.';
+comment on column pgrecall.sessions.time_zone is
+    'IANA name: the zone in which the agent of this session is told times, and in which it schedules by cron. Null: UTC.';
+comment on column pgrecall.sessions.max_runs_per_day is
+    'Runs that this session may have within 24 hours; further ones are deferred. Null: settings.max_runs_per_day.';
+comment on column pgrecall.sessions.deliver_to is
+    'URL that the replies of runs in this session are posted to, unless the recall has one of its own. Null: nowhere.';
+comment on column pgrecall.sessions.active_at is
+    'When somebody last spoke with the agent, for recalls with idle_for_seconds: the end of the last hold by a chat, a message added with role user, touch_session().';
 comment on column pgrecall.sessions.run_id is
-    'The run that has the session to itself now; null: free. Set by claim(), cleared by finish() or when the run''s worker is found dead.';
+    'The run that has the session to itself now; null: no run has. Set by claim(), cleared by finish() or when the run''s worker is found dead.';
+comment on column pgrecall.sessions.holder is
+    'Who has the session to itself: the name that a chat gave to hold_session(), or the worker of run_id. Null: nobody.';
+comment on column pgrecall.sessions.held_since is 'Since when holder has it.';
 comment on column pgrecall.sessions.held_until is
-    'If set: run_id no longer counts after this time. Used when the recall of a run was deleted, so that nobody is left to clear it.';
+    'When the hold ends by itself unless it is renewed. Null for a run: its worker''s lease decides; set if its recall was deleted, so that nobody is left to end it.';
+comment on column pgrecall.sessions.line_until is
+    'Chats wait in line (session_waiters), and until this time no run may take the session before them.';
+comment on column pgrecall.sessions.interrupted_by is 'The chat that wants run_id to stop; null: none.';
+comment on column pgrecall.sessions.wanted_by is
+    'A recall that was put off for its max_defer_seconds and waits for this hold: the hold is not renewed any more.';
 comment on column pgrecall.sessions.has_waiting is
     'A recall was deferred because the session was taken; whoever frees the session makes it due again.';
-comment on column pgrecall.sessions.metadata is 'For the host; pgrecall does not read it.';
+comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessions is
+    'A chat''s hold ends by itself: a chat server that died cannot keep a session.';
+
+create table pgrecall.session_waiters (
+    id bigint primary key generated always as identity,
+    session_id text not null
+        constraint session_of_waiter_must_exist references pgrecall.sessions (id) on delete cascade,
+    holder text not null,
+    since timestamptz not null,
+    until timestamptz not null,
+    lease interval not null,
+    constraint waits_once_for_a_session unique (session_id, holder)
+);
+comment on table pgrecall.session_waiters is
+    'Chats that wait for a session, first come, first served: whoever frees it hands it to the first of them.';
+comment on column pgrecall.session_waiters.id is 'Told on channel pgrecall_holds, as ''granted <id>'', when the session becomes its own.';
+comment on column pgrecall.session_waiters.until is 'Forgotten after this time, unless it asks again.';
+comment on column pgrecall.session_waiters.lease is 'How long its hold will be good.';
 
 create table pgrecall.session_messages (
     session_id text not null
@@ -50,6 +156,7 @@ create table pgrecall.session_messages (
     role text not null
         constraint message_role_must_not_be_empty check (role <> ''),
     content text not null,
+    model_text text,
     in_history boolean not null default true,
     in_context boolean not null default true,
     metadata jsonb not null default '{}',
@@ -65,6 +172,8 @@ comment on column pgrecall.session_messages.position is 'Order within the sessio
 comment on column pgrecall.session_messages.id is
     'The message''s name within its session. A writer that tries again with the same id adds nothing: the message of an occurrence is recall:<recall id>:<nominal time>.';
 comment on column pgrecall.session_messages.role is 'system, user, assistant, tool, or what the host''s framework calls it.';
+comment on column pgrecall.session_messages.model_text is
+    'What the model is given in place of content; null: content.';
 comment on column pgrecall.session_messages.in_history is 'Shown to people as part of the conversation.';
 comment on column pgrecall.session_messages.in_context is
     'Given to the model. A host that summarises sets it to false on old messages and adds a summary with in_history = false.';
@@ -111,6 +220,24 @@ create table pgrecall.session_recalls (
         constraint max_attempts_must_be_greater_than_zero check (max_attempts > 0),
     timeout_seconds integer
         constraint timeout_seconds_must_be_greater_than_zero check (timeout_seconds > 0),
+    idle_for_seconds integer
+        constraint idle_for_seconds_must_be_greater_than_zero check (idle_for_seconds > 0),
+    max_defer_seconds integer not null default 86400
+        constraint max_defer_seconds_must_be_greater_than_zero check (max_defer_seconds > 0),
+    on_max_defer text not null default 'run'
+        constraint on_max_defer_must_be_run_or_skip check (on_max_defer in ('run', 'skip')),
+    on_interrupt text not null default 'retry'
+        constraint on_interrupt_must_be_retry_or_skip check (on_interrupt in ('retry', 'skip')),
+    pause_after_failures integer
+        constraint pause_after_failures_must_be_greater_than_zero check (pause_after_failures > 0),
+    deliver_to text
+        constraint deliver_to_must_be_an_http_url
+            check (deliver_to ~ '^https?://[^/\s]+\S*$' and length(deliver_to) <= 2048),
+    created_by text not null default 'host'
+        constraint created_by_must_be_host_or_agent check (created_by in ('host', 'agent')),
+    created_by_run_id bigint,
+    chain_depth integer not null default 0
+        constraint chain_depth_must_be_0_or_more check (chain_depth >= 0),
     idempotency_key text
         constraint idempotency_key_must_have_1_to_255_characters check (length(idempotency_key) between 1 and 255),
     metadata jsonb not null default '{}',
@@ -126,6 +253,18 @@ create table pgrecall.session_recalls (
     deferrals integer not null default 0
         constraint deferrals_must_be_0_to_1000000000 check (deferrals between 0 and 1000000000),
     defer_reason text,
+    deferred_since timestamptz
+        constraint deferred_since_must_be_a_finite_time_in_the_years_1_to_9999
+            check (deferred_since >= '0001-01-02 00:00:00+00' and deferred_since < '9999-12-31 00:00:00+00'),
+    failures integer not null default 0
+        constraint failures_must_be_0_or_more check (failures >= 0),
+    paused_at timestamptz
+        constraint paused_at_must_be_a_finite_time_in_the_years_1_to_9999
+            check (paused_at >= '0001-01-02 00:00:00+00' and paused_at < '9999-12-31 00:00:00+00'),
+    paused_until timestamptz
+        constraint paused_until_must_be_a_finite_time_in_the_years_1_to_9999
+            check (paused_until >= '0001-01-02 00:00:00+00' and paused_until < '9999-12-31 00:00:00+00'),
+    pause_reason text,
     run_id bigint,
     worker_id text,
     claimed_at timestamptz
@@ -135,8 +274,9 @@ create table pgrecall.session_recalls (
     due_at timestamptz generated always as (
         case
             when run_id is not null then null
-            when status = 'pending' then greatest(trigger_at, not_before)
-            when status = 'running' and not_before is not null then greatest(trigger_at, not_before)
+            when paused_at is not null and paused_until is null then null
+            when status = 'pending' then greatest(trigger_at, not_before, paused_until)
+            when status = 'running' and not_before is not null then greatest(trigger_at, not_before, paused_until)
         end
     ) stored,
 
@@ -146,6 +286,8 @@ create table pgrecall.session_recalls (
         check (interval_seconds is null or cron is null),
     constraint cron_needs_a_time_zone
         check (cron is null or time_zone is not null),
+    constraint paused_until_needs_paused_at
+        check (paused_until is null or paused_at is not null),
     constraint end_at_must_not_be_before_trigger_at
         check (end_at >= trigger_at),
     constraint run_id_is_set_by_claim_with_worker_id_and_times
@@ -172,6 +314,22 @@ comment on column pgrecall.session_recalls.max_attempts is
     'How many runs an occurrence may take, counting those whose worker died.';
 comment on column pgrecall.session_recalls.timeout_seconds is
     'Wall-clock limit of one run in seconds; null: the worker''s own (600 by default).';
+comment on column pgrecall.session_recalls.idle_for_seconds is
+    'No run before nobody has spoken with the agent for so long, see sessions.active_at; null: at once.';
+comment on column pgrecall.session_recalls.max_defer_seconds is
+    'The longest that an occurrence is put off, in seconds from its first deferral; then on_max_defer decides. A limit of runs a day is kept all the same.';
+comment on column pgrecall.session_recalls.on_max_defer is
+    'run: idle_for_seconds no longer counts, and a chat''s hold is not renewed any more, so that it ends within its lease. skip: the occurrence is left out.';
+comment on column pgrecall.session_recalls.on_interrupt is
+    'What becomes of an occurrence whose run a chat has interrupted. retry: it runs again when the chat has ended, and the attempt is not counted. skip: it is left out.';
+comment on column pgrecall.session_recalls.pause_after_failures is
+    'A recurring recall is paused after so many failed occurrences in a row; null: it never is.';
+comment on column pgrecall.session_recalls.deliver_to is
+    'URL that the reply is posted to, see deliveries. Null: that of the session, if it has one.';
+comment on column pgrecall.session_recalls.created_by is 'host, or agent: made by the agent of the session with a tool.';
+comment on column pgrecall.session_recalls.created_by_run_id is 'The run in which the agent made it; null: it was not made in a run.';
+comment on column pgrecall.session_recalls.chain_depth is
+    'How many recalls before it were each made by the run of the one before. 0: somebody was connected, or the host made it.';
 comment on column pgrecall.session_recalls.idempotency_key is
     'Caller''s name for the request, unique within the session: schedule_recall() with a known key returns the recall that has it.';
 comment on column pgrecall.session_recalls.metadata is 'For the host; the run sees it in current_recall().';
@@ -183,6 +341,13 @@ comment on column pgrecall.session_recalls.not_before is
 comment on column pgrecall.session_recalls.deferrals is 'How often the present occurrence was put off because its session was taken.';
 comment on column pgrecall.session_recalls.defer_reason is
     'Why not_before is set, if the session was taken; cleared when it is freed. Null for a retry''s backoff.';
+comment on column pgrecall.session_recalls.deferred_since is
+    'When the present occurrence was put off first; null: it was not.';
+comment on column pgrecall.session_recalls.failures is 'How many occurrences in a row have failed up to now.';
+comment on column pgrecall.session_recalls.paused_at is
+    'Since when the recall is paused; null: it is not. A paused recall is never due; its status stays what it was.';
+comment on column pgrecall.session_recalls.paused_until is 'When the pause ends by itself; null: at resume_recall().';
+comment on column pgrecall.session_recalls.pause_reason is 'Why it was paused, for people.';
 comment on column pgrecall.session_recalls.run_id is
     'The run that has this recall now, and its fencing token: finish() with any other number changes nothing. Null: nobody has it. A cancelled recall keeps it until its run has stopped.';
 comment on column pgrecall.session_recalls.worker_id is 'The worker that has run_id, see workers; its lease covers the claim.';
@@ -230,6 +395,8 @@ create table pgrecall.recall_runs (
     reply text,
     error text,
     usage jsonb,
+    deferrals integer not null default 0,
+    defer_reason text,
     occurrences integer not null default 1
         constraint occurrences_is_positive check (occurrences > 0),
     refused_at timestamptz
@@ -249,6 +416,8 @@ comment on column pgrecall.recall_runs.outcome is
 comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need one.';
 comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
 comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
+comment on column pgrecall.recall_runs.deferrals is 'How often the occurrence had been put off until then.';
+comment on column pgrecall.recall_runs.defer_reason is 'Why it was put off the last time; null: it was not.';
 comment on column pgrecall.recall_runs.occurrences is
     'How many nominal times this row stands for: more than 1 only for a row that sums up the tail of a long outage.';
 comment on column pgrecall.recall_runs.refused_at is
@@ -257,6 +426,40 @@ create index runs_of_recall on pgrecall.recall_runs (recall_id, id);
 comment on index pgrecall.runs_of_recall is 'Serves the history of one recall.';
 create index runs_of_session on pgrecall.recall_runs (session_id, id);
 comment on index pgrecall.runs_of_session is 'Serves the history of one session and the cascade from sessions.';
+
+create table pgrecall.deliveries (
+    id bigint primary key,
+    recall_id text not null,
+    session_id text not null
+        constraint session_of_delivery_must_exist references pgrecall.sessions (id) on delete cascade,
+    url text not null,
+    payload jsonb not null,
+    status text not null default 'pending'
+        constraint status_of_delivery_must_be_pending_delivered_or_failed
+            check (status in ('pending', 'delivered', 'failed')),
+    attempt integer not null default 0,
+    next_at timestamptz,
+    created_at timestamptz not null,
+    ended_at timestamptz,
+    response_status integer,
+    last_error text,
+    constraint pending_delivery_has_a_next_time check ((status = 'pending') = (next_at is not null))
+);
+comment on table pgrecall.deliveries is
+    'The outbox: replies on their way to a URL. A row is written in the transaction that records the run, so that no reply is forgotten; that the agent ran and that somebody was reached are two facts.';
+comment on column pgrecall.deliveries.id is 'The run whose reply it is. Also the webhook-id, the same at every attempt.';
+comment on column pgrecall.deliveries.payload is 'The body that is posted.';
+comment on column pgrecall.deliveries.status is
+    'pending: will be tried at next_at. delivered: answered with 2xx. failed: given up, see last_error.';
+comment on column pgrecall.deliveries.attempt is 'How often it was tried.';
+comment on column pgrecall.deliveries.next_at is
+    'When it is tried next. While a worker tries it: when another one may, should this one have died.';
+comment on column pgrecall.deliveries.ended_at is 'When it was delivered or given up.';
+comment on column pgrecall.deliveries.response_status is 'The HTTP status of the last answer; null: there was none.';
+create index deliveries_due on pgrecall.deliveries (next_at) where next_at is not null;
+comment on index pgrecall.deliveries_due is 'Serves claim_deliveries() and the time of the next one.';
+create index deliveries_of_session on pgrecall.deliveries (session_id);
+comment on index pgrecall.deliveries_of_session is 'Serves the cascade from sessions.';
 
 create table pgrecall.workers (
     id text primary key
