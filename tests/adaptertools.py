@@ -33,8 +33,7 @@ async def recalled(
         recall_id = await db.recall("s1", message=message, **more)
         await db.ended(recall_id, status)
         rows = await db(
-            "select outcome, reply, error, reason, usage from pgrecall.recall_runs "
-            "where recall_id = %s order by run_id",
+            "select outcome, reply, error, reason, usage from pgrecall.recall_runs where recall_id = %s order by id",
             recall_id,
         )
         return [Ran(*row) for row in rows]

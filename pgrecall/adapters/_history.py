@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ from pgrecall import calls
 from pgrecall.agents import CurrentRecall, current_recall
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import AgentError, SessionNotFoundError
-from pgrecall.sessions import Message, PostgresSessionStore, SessionStore
+from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
 
 #: As what a recall's text reaches the model.
 InjectAs: TypeAlias = Literal["user", "system"]
@@ -122,12 +123,8 @@ async def append(store: SessionStore, session_id: str, rows: Sequence[Message]) 
         await store.database.run(calls.append_messages(session_id, rows))
         return
     session = await session_of(store, session_id)
-    lists = lists_of(session)
-    known = {part(message, "id") for each in lists for message in each}
     for new in rows:
-        if new.get("id") is None or new["id"] not in known:
-            for each in lists if new.get("in_history", True) else lists[1:]:
-                each.append(new)
+        put_message(session, {"id": str(uuid.uuid4()), **new})
     await store.save(session)
 
 

@@ -20,7 +20,7 @@ from pgrecall.sessions import Message, SessionStore
 
 try:
     import openai
-    from agents import Agent, MaxTurnsExceeded, RunConfig, RunHooks, Runner, SessionSettings, ToolCallItem
+    from agents import Agent, MaxTurnsExceeded, RunConfig, RunHooks, Runner, SessionSettings, ToolCallItem, UserError
     from agents import RunResult as SDKResult
     from agents.run import DEFAULT_MAX_TURNS
     from pydantic_core import to_json, to_jsonable_python
@@ -44,7 +44,9 @@ class OpenAIAgentsAgent:
 
     A retried attempt starts from the stored history again, so it has the recall's text once, and nothing of the failed
     attempt. A run that exceeds `max_turns`, or that ends with a tool call for which somebody must be asked, is given
-    up. A model that cannot be reached for its first answer is tried again later, while attempts are left.
+    up. A model that cannot be reached for its first answer is tried again later, while attempts are left. The SDK tells
+    the model what a tool has raised, so Retry and GiveUp reach the worker from a tool only if it was made with
+    `function_tool(failure_error_function=None)`.
 
     Args:
         agent: The agent that a run starts with; it may hand off to others.
@@ -103,6 +105,10 @@ class OpenAIAgentsAgent:
             )
         except MaxTurnsExceeded as error:
             raise GiveUp(f"the run has used up its turns: {error.message}") from error
+        except UserError as error:
+            if not isinstance(error.__cause__, Retry | GiveUp):
+                raise
+            raise error.__cause__ from None  # the SDK has wrapped what a tool raised
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             if answered.requests:
                 raise  # the model has answered before, so something may have been done

@@ -55,8 +55,8 @@ def script(*answers: Any) -> ScriptedModel:
     )
 
 
-def calling(tool: str, **arguments: Any) -> list[Any]:
-    return [function_call(tool, arguments, call_id=f"call of {tool}")]
+def calling(tool: str, *, call_id: str = "", **arguments: Any) -> list[Any]:
+    return [function_call(tool, arguments, call_id=call_id or f"call of {tool}")]
 
 
 def heard(call: ModelCall) -> list[tuple[str, str]]:
@@ -322,7 +322,9 @@ async def test_a_run_that_uses_up_its_turns_is_given_up(database: str, store: Po
         looks.append(1)
         return "green"
 
-    agent = Agent(name="Gardener", model=script(*[calling("look")] * 9), tools=[look])
+    agent = Agent(
+        name="Gardener", model=script(*[calling("look", call_id=f"call {n}") for n in range(9)]), tools=[look]
+    )
     (run,) = await recalled(database, OpenAIAgentsAgent(agent, max_turns=3), status="failed", max_attempts=5)
     assert run.reason == "the run has used up its turns: Max turns (3) exceeded"
     assert len(looks) == 3
@@ -346,9 +348,9 @@ def down() -> openai.APIError:
 async def test_a_model_that_is_down_at_first_is_tried_again(database: str, store: PostgresSessionStore) -> None:
     agent = Agent(name="Gardener", model=script(down(), "Back."))
     async with sql(database) as db, working(database, OpenAIAgentsAgent(agent)):
-        recall_id = await db.recall("s1", max_attempts=3)
+        recall_id = await db.recall("s1", message="Water the plants.", max_attempts=3)
         await until(lambda: db("select from pgrecall.recall_runs where outcome = 'error'"))
-        await db("update pgrecall.session_recalls set trigger_at = now() where id = %s", recall_id)
+        await db("update pgrecall.session_recalls set not_before = null where id = %s", recall_id)
         await db.ended(recall_id)
     assert await shown(database) == [("system", RECALL), ("assistant", "Back.")]
 

@@ -116,7 +116,7 @@ async def test_the_model_gets_what_was_said_and_the_recall_as_its_new_turn(
     # A model without system messages in mid-conversation is sent them as marked user text, by pydantic-ai.
     turn = ("user-prompt", RECALL if inject_as == "user" else f"<system>{RECALL}")
     assert heard(script.sent[0]) == [("user-prompt", "I have plants."), ("text", "Nice."), turn]
-    assert told[0] in str(script.sent[0][-1].parts[0])
+    assert told[0] in script.sent[0][-1].parts[0].content  # type: ignore[operator, union-attr]
     assert "obody is connected" in told[0]
 
 
@@ -166,12 +166,9 @@ async def test_the_agents_system_prompt_leads_also_when_a_recall_comes_before_an
     await recalled(database, adapter)
     for sent in script.sent:
         assert heard(sent)[0] == ("system-prompt", "You work for Ann.")
-        assert [kind for kind, _ in heard(sent)].count("system-prompt") == 1 + (
-            inject_as == "system" and len(sent) == 1
-        )
-    assert [text for _, text in heard(script.sent[1]) if "Water the plants" in text] == [
-        RECALL if inject_as == "user" else f"<system>{RECALL}"
-    ] * 2
+        assert heard(sent).count(heard(sent)[0]) == 1
+    told = [text.removeprefix("<system>") for _, text in heard(script.sent[1])]
+    assert told.count(RECALL) == 2
 
 
 async def test_a_retried_attempt_is_given_the_recall_once_and_nothing_of_the_failed_one(
@@ -215,21 +212,21 @@ async def test_a_failed_run_leaves_only_the_recall_in_the_conversation(
 async def test_tool_calls_and_their_results_come_back_as_they_were_and_people_are_not_shown_them(
     database: str, store: PostgresSessionStore
 ) -> None:
-    script = Script([calling("look", plant="fern"), "It is dry.", "And now?"])
+    script = Script([calling("look", plant="fern"), "It is dry. \ud83d", "And now?"])
     agent = script.agent()
 
     @agent.tool_plain
     async def look(plant: str) -> dict[str, Any]:
         recall = current_recall()
         assert recall is not None
-        return {"plant": plant, "for": recall.additional_context_message, "raw": "\x00\ud83d", "wet": float("nan")}
+        return {"plant": plant, "for": recall.additional_context_message, "raw": "\x00", "wet": float("nan")}
 
     await recalled(database, PydanticAIAgent(agent))
     await recalled(database, PydanticAIAgent(agent))
     (call,) = [part for message in script.sent[2] for part in message.parts if isinstance(part, ToolCallPart)]
     assert (call.tool_name, call.args, call.tool_call_id) == ("look", {"plant": "fern"}, "call of look")
     (result,) = [part for message in script.sent[2] for part in message.parts if isinstance(part, ToolReturnPart)]
-    assert result.content == {"plant": "fern", "for": "Water the plants.", "raw": "\ufffd?", "wet": None}
+    assert result.content == {"plant": "fern", "for": "Water the plants.", "raw": "\ufffd", "wet": None}
     assert result.tool_call_id == "call of look"
     assert [role for role, _ in await shown(database)] == ["system", "assistant"] * 2
     async with sql(database) as db:
