@@ -24,6 +24,7 @@ try:
     from pydantic_ai import DeferredToolRequests, RunUsage, UsageLimitExceeded, UsageLimits
     from pydantic_ai.agent import AbstractAgent
     from pydantic_ai.exceptions import (
+        FallbackExceptionGroup,
         ModelConnectionError,
         ModelRateLimitError,
         ModelServerError,
@@ -48,6 +49,9 @@ except ImportError as error:
 
 #: Where in a row's metadata the ModelMessage is.
 KEY = "pydantic_ai"
+
+#: The model has not heard the request, or has not begun with it.
+_UNREACHABLE = (ModelConnectionError, ModelRateLimitError, ModelServerError, ModelUnavailableError)
 
 #: What the adapter itself gives to Agent.run.
 _OURS = {"user_prompt", "message_history", "conversation", "conversation_id", "run_id", "usage"}
@@ -127,10 +131,11 @@ class PydanticAIAgent:
             )
         except UsageLimitExceeded as error:
             raise GiveUp(f"the run has used up its limits: {error.message}") from error
-        except (ModelConnectionError, ModelRateLimitError, ModelServerError, ModelUnavailableError) as error:
-            if usage.requests:
+        except (*_UNREACHABLE, FallbackExceptionGroup) as error:
+            refused = isinstance(error, FallbackExceptionGroup) and error.split(_UNREACHABLE)[1] is not None
+            if refused or usage.requests:
                 raise  # the model has answered before, so something may have been done
-            raise Retry(describe(error), after=error.retry_after) from error
+            raise Retry(describe(error), after=getattr(error, "retry_after", None)) from error
         if isinstance(result.output, DeferredToolRequests):
             names = ", ".join(call.tool_name for call in [*result.output.approvals, *result.output.calls])
             raise GiveUp(f"nobody is connected who could answer for the agent's calls of {names}")

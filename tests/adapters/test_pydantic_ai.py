@@ -15,7 +15,7 @@ import pytest
 from adaptertools import recalled, shown
 from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests, RunContext, UsageLimits
-from pydantic_ai.exceptions import ModelServerError
+from pydantic_ai.exceptions import ModelRequestRejectedError, ModelServerError
 from pydantic_ai.messages import (
     BinaryImage,
     ModelMessage,
@@ -28,6 +28,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
     UserPromptPart,
 )
+from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from workertools import sql, until, working
@@ -361,6 +362,19 @@ async def test_a_model_that_is_down_at_first_is_tried_again(database: str, store
     runs = await recalled(database, PydanticAIAgent(Script([DOWN, "Back."]).agent()), max_attempts=3)
     assert [(run.outcome, run.reply) for run in runs] == [("error", None), ("success", "Back.")]
     assert "overloaded" in runs[0].error
+
+
+async def test_models_that_are_all_down_are_tried_again_unless_one_of_them_has_refused(
+    database: str, store: PostgresSessionStore
+) -> None:
+    models = [Script([DOWN, DOWN]), Script([DOWN, ModelRequestRejectedError("small-model", "too long")])]
+    agent = Agent(FallbackModel(*[FunctionModel(model) for model in models]))
+    async with sql(database) as db, working(database, PydanticAIAgent(agent)):
+        recall_id = await db.recall("s1", max_attempts=3)
+        await until(lambda: db("select from pgrecall.recall_runs"))
+        await db("update pgrecall.session_recalls set not_before = null where id = %s", recall_id)
+        await db.ended(recall_id, "failed")
+        assert await db("select outcome from pgrecall.recall_runs") == ["error", "error"]
 
 
 async def test_a_model_that_goes_down_after_a_tool_was_called_is_not_tried_again(
