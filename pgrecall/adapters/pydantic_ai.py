@@ -223,8 +223,7 @@ def _messages(rows: Iterable[Message], inject_as: InjectAs, session_id: str) -> 
 
 def _restored(row: Message, session_id: str) -> ModelMessage:
     try:
-        # From JSON and not from the objects: only there a text is read back as the bytes that it stands for.
-        return ModelMessagesTypeAdapter.validate_json(json.dumps([row["metadata"][KEY]]))[0]
+        return ModelMessagesTypeAdapter.validate_python([row["metadata"][KEY]])[0]
     except ValidationError as error:
         raise AgentError(
             f"message {row['id']} of session {session_id!r} is not one that this pydantic-ai can read: {error}",
