@@ -151,7 +151,7 @@ class PydanticAIAgent:
     ) -> list[ModelMessage]:
         """The history with the agent's system prompt at its head, unless somebody has put one into it.
 
-        pydantic-ai itself adds it to empty histories only, and this one is not empty: it has the recall.
+        pydantic-ai itself adds it to an empty history only, and that of a session has the recall at least.
         """
         recalls = {row["content"] for row in rows if _history.is_recall(row)}
         if any(
