@@ -6,6 +6,7 @@ No I/O here. The async and the sync scheduler both run these, so neither can dif
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,9 @@ from pgrecall.model import (
 )
 
 T = TypeVar("T")
+
+#: A NUL in JSON text. An even number of backslashes before the u is a text that speaks of one.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def as_json(value: object) -> str:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecallError(f"not JSON: {error}") from error
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise InvalidRecallError("a JSON text contains a NUL character, which PostgreSQL cannot hold")
     return text
 
