@@ -169,6 +169,7 @@ SAMPLES: Row = {
     "concurrency": 1,
     "pid": 1,
     "max_attempts": 1,
+    "in_seconds": 1.0,
     "timeout_seconds": 1,
     "interval_seconds": 1,
     "is_admin": False,
@@ -199,7 +200,10 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_from_python_fits_its_routine(db: psycopg.Connection, name: str) -> None:
     function = CALLS[name]
-    call = function(**{parameter: SAMPLES.get(parameter, "x") for parameter in inspect.signature(function).parameters})
+    parameters = inspect.signature(function).parameters.values()
+    call = function(
+        **{one.name: "x" if one.annotation in ("str", "str | None") else SAMPLES.get(one.name, "x") for one in parameters}
+    )
     routine = row(
         db,
         """select coalesce(p.proargnames, '{}') as names, coalesce(p.proargmodes::text[], '{}') as modes, p.pronargs,
