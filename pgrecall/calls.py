@@ -286,7 +286,8 @@ def agent_cancel_recall(session_id: str, recall_id: str | None, run_id: int | No
     """`pgrecall.agent_cancel_recall`."""
     return Call(
         "agent_cancel_recall",
-        {"session_id": _text("session_id", session_id)} | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
     )
 
 
@@ -294,7 +295,8 @@ def agent_skip_next_recall(session_id: str, recall_id: str | None, run_id: int |
     """`pgrecall.agent_skip_next_recall`."""
     return Call(
         "agent_skip_next_recall",
-        {"session_id": _text("session_id", session_id)} | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
     )
 
 

@@ -102,6 +102,7 @@ create or replace function pgrecall._agent_time(name text, given text, time_zone
 returns timestamptz
 language plpgsql
 stable
+strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -202,7 +202,10 @@ def test_a_call_from_python_fits_its_routine(db: psycopg.Connection, name: str) 
     function = CALLS[name]
     parameters = inspect.signature(function).parameters.values()
     call = function(
-        **{one.name: "x" if one.annotation in ("str", "str | None") else SAMPLES.get(one.name, "x") for one in parameters}
+        **{
+            one.name: "x" if one.annotation in ("str", "str | None") else SAMPLES.get(one.name, "x")
+            for one in parameters
+        }
     )
     routine = row(
         db,
