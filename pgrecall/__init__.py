@@ -8,6 +8,7 @@ from pgrecall.errors import (
     InvalidRecallError,
     RecallError,
     RecallExistsError,
+    RecallLimitError,
     RecallNotFoundError,
     RecallStateError,
     SchemaError,
@@ -16,6 +17,7 @@ from pgrecall.errors import (
     SchemaTooNewError,
     SessionNotFoundError,
     SettingsError,
+    TokenError,
 )
 from pgrecall.model import Recall, RecallRun
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
@@ -31,6 +33,7 @@ __all__ = [
     "Recall",
     "RecallError",
     "RecallExistsError",
+    "RecallLimitError",
     "RecallNotFoundError",
     "RecallRun",
     "RecallScheduler",
@@ -45,6 +48,7 @@ __all__ = [
     "SessionStore",
     "SettingsError",
     "SyncRecallScheduler",
+    "TokenError",
     "Worker",
     "__version__",
     "current_recall",
