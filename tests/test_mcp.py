@@ -375,12 +375,16 @@ async def test_arguments_that_no_tool_takes_are_an_answer_not_a_crash(
 
 
 async def test_a_session_that_is_gone_and_a_database_that_is_away_are_answers(database: str, db: Sql) -> None:
-    async with RecallScheduler(database, patience=0.5) as scheduler:
-        async with Client(mcp.session_server(scheduler, "nobody")) as client:
-            assert "no session with id 'nobody'" in await error(client, "list_recalls")
-    async with RecallScheduler("postgresql://user:hunter2@127.0.0.1:1/x", patience=0.5) as scheduler:
-        async with Client(mcp.session_server(scheduler, "s1")) as client:
-            text = await error(client, "schedule_recall", message="x", in_seconds=100)
+    async with (
+        RecallScheduler(database) as scheduler,
+        Client(mcp.session_server(scheduler, "nobody")) as client,
+    ):
+        assert "no session with id 'nobody'" in await error(client, "list_recalls")
+    async with (
+        RecallScheduler("postgresql://user:hunter2@127.0.0.1:1/x", patience=0.5) as scheduler,
+        Client(mcp.session_server(scheduler, "s1")) as client,
+    ):
+        text = await error(client, "schedule_recall", message="x", in_seconds=100)
     assert "could not be reached" in text
     assert "hunter2" not in text
     assert "127.0.0.1" not in text

@@ -60,7 +60,7 @@ declare
     v_held_by bigint;
     v_run pgrecall.session_recalls;
 begin
-    select session.run_id
+    select case when coalesce(session.held_until, 'infinity') > pgrecall.clock() then session.run_id end
     into v_held_by
     from pgrecall.sessions as session
     where session.id = _agent_run.session_id;

@@ -423,6 +423,15 @@ def test_a_cancelled_run_cannot_schedule_by_not_saying_that_it_is_one(db: psycop
     assert made(db, ask(db))["chain_depth"] == 0
 
 
+def test_the_rest_of_a_run_whose_recall_was_deleted_counts_until_it_ends(db: psycopg.Connection) -> None:
+    run = run_of(db)
+    db.execute("delete from pgrecall.session_recalls where id = %s", [run["recall_id"]])
+    with refused(db, "PR004"):
+        ask(db)
+    set_clock(db, NOW + DAY)
+    assert made(db, ask(db))["chain_depth"] == 0
+
+
 def test_the_outcome_waits_for_a_call_of_its_run(two: tuple[psycopg.Connection, ...]) -> None:
     first, second = two
     add(first, "s1", value(first, "select now()"))
