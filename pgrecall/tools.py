@@ -128,12 +128,13 @@ class BoundTools:
                 who.session_id,
                 message,
                 run_id=who.run_id,
-                trigger_at=trigger_at,
+                # Models say "" for what they leave out, where a framework makes them say something.
+                trigger_at=trigger_at or None,
                 in_seconds=in_seconds,
                 interval_seconds=interval_seconds,
-                cron=cron,
-                time_zone=time_zone,
-                end_at=end_at,
+                cron=cron or None,
+                time_zone=time_zone or None,
+                end_at=end_at or None,
                 if_exists=if_exists,
                 idempotency_key=None,
             )
@@ -149,7 +150,7 @@ class BoundTools:
         Args:
             recall_id: Which one, from list_recalls or schedule_recall. Leave it out for the one that is there.
         """
-        return await self._do(lambda who: calls.agent_cancel_recall(who.session_id, recall_id, who.run_id))
+        return await self._do(lambda who: calls.agent_cancel_recall(who.session_id, recall_id or None, who.run_id))
 
     async def skip_next_recall(self, recall_id: str | None = None) -> Answer:
         """Leave out the next time of what is scheduled again and again in this conversation; later times stay.
@@ -157,7 +158,7 @@ class BoundTools:
         Args:
             recall_id: Which one, from list_recalls or schedule_recall. Leave it out for the one that is there.
         """
-        return await self._do(lambda who: calls.agent_skip_next_recall(who.session_id, recall_id, who.run_id))
+        return await self._do(lambda who: calls.agent_skip_next_recall(who.session_id, recall_id or None, who.run_id))
 
     async def _do(self, call: Callable[[Identity], Call[Answer]]) -> Answer:
         """Makes the call for whom the tools act, and turns every expected error into a text for the model."""
