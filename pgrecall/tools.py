@@ -19,7 +19,7 @@ from pgrecall import calls
 from pgrecall.agents import current_recall, describe
 from pgrecall.calls import Call
 from pgrecall.client import RecallScheduler
-from pgrecall.errors import AgentError, InvalidRecallError, RecallError
+from pgrecall.errors import AgentError, InvalidRecallError, RecallError, SessionNotFoundError
 from pgrecall.telemetry import logger
 
 #: What a tool answers: JSON for the model. `error` is there, and alone, if nothing was done.
@@ -165,6 +165,8 @@ class BoundTools:
         who = self._identity()
         try:
             return (await who.scheduler.database.run(call(who)))[0]
+        except SessionNotFoundError:
+            return {"error": "this conversation has no session (any more), so nothing can be scheduled in it."}
         except RecallError as error:
             # A constraint's name reads as a sentence; a hint may be missing there.
             hint = error.hint or ("Change it and try again." if isinstance(error, InvalidRecallError) else "")

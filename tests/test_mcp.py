@@ -379,7 +379,9 @@ async def test_a_session_that_is_gone_and_a_database_that_is_away_are_answers(da
         RecallScheduler(database) as scheduler,
         Client(mcp.session_server(scheduler, "nobody")) as client,
     ):
-        assert "no session with id 'nobody'" in await error(client, "list_recalls")
+        text = await error(client, "schedule_recall", message="x", in_seconds=100)
+        assert "this conversation has no session" in text
+        assert "insert into" not in text
     async with (
         RecallScheduler("postgresql://user:hunter2@127.0.0.1:1/x", patience=0.5) as scheduler,
         Client(mcp.session_server(scheduler, "s1")) as client,
@@ -388,6 +390,22 @@ async def test_a_session_that_is_gone_and_a_database_that_is_away_are_answers(da
     assert "could not be reached" in text
     assert "hunter2" not in text
     assert "127.0.0.1" not in text
+
+
+@pytest.mark.parametrize("verb", [["mcp", "--session", "s1"], ["token", "s1"]])
+def test_without_its_packages_a_verb_says_what_to_install(database: str, verb: list[str]) -> None:
+    code = "import sys; sys.modules['mcp'] = sys.modules['jwt'] = None; from pgrecall.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verb],
+        env=os.environ | environment(database),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "hint: pip install 'pgrecall[mcp]'" in done.stderr
 
 
 # The verb that makes tokens

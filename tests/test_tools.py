@@ -18,7 +18,7 @@ import pytest
 from agents.testing import ScriptedModel, assistant_message, function_call
 from anyio import from_thread
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import StructuredTool, tool
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
@@ -48,7 +48,7 @@ PARAMETERS = {
     "cancel_recall": {"recall_id"},
     "skip_next_recall": {"recall_id"},
 }
-IN_AN_HOUR = {"message": "look again", "in_seconds": 3600}
+IN_AN_HOUR: dict[str, Any] = {"message": "look again", "in_seconds": 3600}
 
 
 @pytest.fixture
@@ -255,8 +255,8 @@ async def test_pydantic_ai_lets_a_model_schedule_from_inside_its_run(database: s
         shown.extend(info.function_tools)
         part = messages[-1].parts[-1]
         if isinstance(part, ToolReturnPart):
-            assert isinstance(part.content, dict)
-            return ModelResponse(parts=[TextPart(f"next: {part.content['recall']['next_times'][0]}")])
+            answer: Any = part.content
+            return ModelResponse(parts=[TextPart(f"next: {answer['recall']['next_times'][0]}")])
         return ModelResponse(parts=[ToolCallPart("schedule_recall", IN_AN_HOUR)])
 
     assistant = pydantic_ai.Agent(FunctionModel(model), tools=recall_tools())
@@ -334,7 +334,7 @@ async def test_langgraph_lets_a_model_schedule_from_inside_its_run(database: str
     app = graph.compile()
 
     async def agent(*, session_id: str, user_message: str) -> str:
-        messages = (await app.ainvoke({"messages": [("user", user_message)]}))["messages"]
+        messages = (await app.ainvoke(State(messages=[HumanMessage(user_message)])))["messages"]
         (answer,) = [message for message in messages if isinstance(message, ToolMessage)]
         assert json.loads(str(answer.content))["result"] == "scheduled"
         return str(messages[-1].content)

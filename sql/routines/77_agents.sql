@@ -221,9 +221,11 @@ begin
     end if;
     if recall.id = run.id then
         -- Cancelling would stop the very run that asks, before it can say a word about it. This one goes on to its
-        -- end and is the last; a running recall that is not recurring does not stand in the way of a new one.
+        -- end and is the last, also if it was moved meanwhile; a running recall that is not recurring does not stand in
+        -- the way of a new one.
         update pgrecall.session_recalls
-        set call_type = 'once'
+        set call_type = 'once',
+            trigger_at = nominal_at
         where session_recalls.id = recall.id;
     else
         update pgrecall.session_recalls
@@ -392,7 +394,7 @@ begin
                         using
                             errcode = 'PR001',
                             detail = v_existing.session_id,
-                            hint = 'A session has one at a time: cancel it, or use if_exists => replace.';
+                            hint = 'A session has one at a time: cancel it, or say replace for if_exists.';
                 end if;
                 v_replaced := pgrecall._agent_view(v_existing, v_zone);
                 perform pgrecall._agent_end(v_existing, v_run);

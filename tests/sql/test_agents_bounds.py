@@ -619,6 +619,14 @@ def test_a_run_that_cancels_its_own_recurring_recall_goes_on_to_its_end(db: psyc
     assert [one["outcome"] for one in ledger(db, old)] == ["success"]
 
 
+def test_a_recurring_recall_that_was_moved_while_it_runs_is_cancelled_too(db: psycopg.Connection) -> None:
+    old = add_recurring(db, "s1", NOW, interval_seconds=3600)
+    run = claim_one(db)
+    change(db, old, trigger_at=NOW + 5 * HOUR)
+    cancel(db)
+    assert finish(db, run)["status"] == "fired"
+
+
 def test_a_run_cannot_cancel_itself(db: psycopg.Connection) -> None:
     run = run_of(db)
     with refused(db, "PR004") as caught:
