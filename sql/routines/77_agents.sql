@@ -15,18 +15,14 @@ as $$
 declare
     v_settings pgrecall.settings;
 begin
+    -- Without the row there would be no bounds.
     select only_row.*
-    into v_settings
+    into strict v_settings
     from pgrecall.settings as only_row;
-    if not found then
-        -- Without the row there would be no bounds.
-        raise exception 'pgrecall.settings has no row'
-            using errcode = 'PR005', hint = 'insert into pgrecall.settings default values;';
-    end if;
     return v_settings;
 end;
 $$;
-comment on function pgrecall._agent_settings() is 'The settings. Called by the functions of agents. Raises: PR005 if their row was deleted.';
+comment on function pgrecall._agent_settings() is 'The settings; an error if there are none. Called by the functions of agents.';
 
 create or replace function pgrecall._agent_zone(session_id text)
 returns text
