@@ -102,11 +102,11 @@ def _integer(name: str, value: int | None) -> int | None:
 
 def _number(name: str, value: float | None) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no number")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no number")
     try:
         return None if value is None else float(value)
     except OverflowError as error:
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is out of range") from error
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range") from error
 
 
 def _boolean(name: str, value: bool) -> bool:
