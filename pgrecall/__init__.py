@@ -9,6 +9,7 @@ from pgrecall.errors import (
     InvalidRecallError,
     RecallError,
     RecallExistsError,
+    RecallLimitError,
     RecallNotFoundError,
     RecallStateError,
     SchemaError,
@@ -18,6 +19,7 @@ from pgrecall.errors import (
     SessionHeldError,
     SessionNotFoundError,
     SettingsError,
+    TokenError,
 )
 from pgrecall.holds import Hold, SyncHold
 from pgrecall.model import HeldSession, Recall, RecallRun, Settings
@@ -38,6 +40,7 @@ __all__ = [
     "Recall",
     "RecallError",
     "RecallExistsError",
+    "RecallLimitError",
     "RecallNotFoundError",
     "RecallRun",
     "RecallScheduler",
@@ -56,6 +59,7 @@ __all__ = [
     "SettingsError",
     "SyncHold",
     "SyncRecallScheduler",
+    "TokenError",
     "Worker",
     "__version__",
     "current_recall",

@@ -104,6 +104,15 @@ def _integer(name: str, value: int | None) -> int | None:
     return value
 
 
+def _number(name: str, value: float | None) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no number")
+    try:
+        return None if value is None else float(value)
+    except OverflowError as error:
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range") from error
+
+
 def _boolean(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRecallError(f"{name} is {shown(value)}, which is neither True nor False")
@@ -326,6 +335,62 @@ def touch_session(session_id: str) -> Call[bool]:
 def get_holds(session_id: str | None) -> Call[HeldSession]:
     """`pgrecall.get_holds`."""
     return Call("get_holds", _given(session_id=_text("session_id", session_id)), HeldSession)
+
+
+def agent_schedule_recall(
+    session_id: str,
+    additional_context_message: str,
+    *,
+    run_id: int | None,
+    trigger_at: str | None,
+    in_seconds: float | None,
+    interval_seconds: int | None,
+    cron: str | None,
+    time_zone: str | None,
+    end_at: str | None,
+    if_exists: str | None,
+    idempotency_key: str | None,
+) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_schedule_recall`."""
+    return Call(
+        "agent_schedule_recall",
+        {"session_id": _text("session_id", session_id)}
+        | {"additional_context_message": _text("additional_context_message", additional_context_message)}
+        | _given(
+            run_id=run_id,
+            trigger_at=_text("trigger_at", trigger_at),
+            in_seconds=_number("in_seconds", in_seconds),
+            interval_seconds=_integer("interval_seconds", interval_seconds),
+            cron=_text("cron", cron),
+            time_zone=_text("time_zone", time_zone),
+            end_at=_text("end_at", end_at),
+            if_exists=_text("if_exists", if_exists),
+            idempotency_key=_text("idempotency_key", idempotency_key),
+        ),
+    )
+
+
+def agent_list_recalls(session_id: str) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_list_recalls`."""
+    return Call("agent_list_recalls", {"session_id": _text("session_id", session_id)})
+
+
+def agent_cancel_recall(session_id: str, recall_id: str | None, run_id: int | None) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_cancel_recall`."""
+    return Call(
+        "agent_cancel_recall",
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+    )
+
+
+def agent_skip_next_recall(session_id: str, recall_id: str | None, run_id: int | None) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_skip_next_recall`."""
+    return Call(
+        "agent_skip_next_recall",
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+    )
 
 
 def claim(worker_id: str, up_to: int, lease: timedelta, inject: bool) -> Call[ClaimRow]:

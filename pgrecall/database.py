@@ -26,6 +26,7 @@ from pgrecall.errors import (
     InvalidRecallError,
     RecallError,
     RecallExistsError,
+    RecallLimitError,
     RecallNotFoundError,
     RecallStateError,
     SessionHeldError,
@@ -119,6 +120,8 @@ def translate(error: psycopg.Error) -> RecallError | None:
             return InvalidRecallError(message, constraint=error.diag.constraint_name, hint=hint)
         case "PR006":
             return _held(message, detail, hint)
+        case "PR007":
+            return RecallLimitError(message, hint=hint)
         case "23514" if error.diag.schema_name == "pgrecall" and error.diag.constraint_name:
             # The constraints are named as sentences.
             name = error.diag.constraint_name

@@ -126,6 +126,12 @@ class HoldLostError(RecallError):
         self.session_id = session_id
 
 
+class RecallLimitError(RecallError):
+    """The settings do not allow an agent to do this: the message says what is too much, the hint what to do instead."""
+
+    sqlstate = "PR007"
+
+
 class SchemaError(RecallError):
     """The schema in the database is not the one this package was made for."""
 
@@ -148,6 +154,10 @@ class SettingsError(RecallError):
 
 class AgentError(RecallError):
     """What was given as the agent cannot be used as one."""
+
+
+class TokenError(RecallError):
+    """A session token is not valid: it was changed, has expired, or was made with another secret or for another use."""
 
 
 for _error in list(globals().values()):

@@ -188,3 +188,4 @@ class Settings:
     agent_max_pending_per_user: int
     agent_max_chain_depth: int
     agent_recurring_days: int
+    agent_can_change_host_recalls: bool

@@ -20,6 +20,7 @@ watch_restored       worker_id, seconds
 claim_unheard        worker_id, run_ids (claims whose answer was lost; given back)
 outcome_refused      recall_id, run_id, session_id, outcome
 part_failed          recall_id, part, error (an optional part of an agent could not be opened)
+tool_failed          session_id, run_id, error (a tool of the agent could not reach the database)
 listener_lost        worker_id, error
 listener_restored    worker_id, seconds
 loop_error           worker_id, error (a look or an outcome failed; looks are tried again, and logged once an outage)

@@ -6,7 +6,7 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, look, operate, run, schedule
+from pgrecall.cli import change, look, operate, run, schedule, tools
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -19,6 +19,8 @@ for _verb in (  # the order in which one meets them is the order of --help
     change.cancel,
     change.skip,
     change.reschedule,
+    tools.mcp,
+    tools.token,
     operate.doctor,
 ):
     cli.add_command(_verb)

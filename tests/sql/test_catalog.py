@@ -177,6 +177,7 @@ SAMPLES: Row = {
     "concurrency": 1,
     "pid": 1,
     "max_attempts": 1,
+    "in_seconds": 1.0,
     "timeout_seconds": 1,
     "idle_for_seconds": 1,
     "max_defer_seconds": 1,
@@ -211,7 +212,13 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_from_python_fits_its_routine(db: psycopg.Connection, name: str) -> None:
     function = CALLS[name]
-    call = function(**{parameter: SAMPLES.get(parameter, "x") for parameter in inspect.signature(function).parameters})
+    parameters = inspect.signature(function).parameters.values()
+    call = function(
+        **{
+            one.name: "x" if one.annotation in ("str", "str | None") else SAMPLES.get(one.name, "x")
+            for one in parameters
+        }
+    )
     routine = row(
         db,
         """select coalesce(p.proargnames, '{}') as names, coalesce(p.proargmodes::text[], '{}') as modes, p.pronargs,
