@@ -5,6 +5,7 @@ from pgrecall.agents import Agent, AgentFactory, CurrentRecall, Retry, current_r
 from pgrecall.client import RecallScheduler, SyncRecallScheduler
 from pgrecall.errors import (
     AgentError,
+    HostTableError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
@@ -26,6 +27,7 @@ __all__ = [
     "AgentError",
     "AgentFactory",
     "CurrentRecall",
+    "HostTableError",
     "InvalidRecallError",
     "PostgresSessionStore",
     "Recall",

@@ -74,6 +74,12 @@ class InvalidRecallError(RecallError):
         self.constraint = constraint
 
 
+class HostTableError(RecallError):
+    """A table of the host's own (its sessions, its former recalls) cannot be used, or is used, in the way asked for."""
+
+    sqlstate = "PR008"
+
+
 class SchemaError(RecallError):
     """The schema in the database is not the one this package was made for."""
 

@@ -6,7 +6,7 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, look, operate, run, schedule
+from pgrecall.cli import change, host, look, operate, run, schedule
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -19,6 +19,9 @@ for _verb in (  # the order in which one meets them is the order of --help
     change.cancel,
     change.skip,
     change.reschedule,
+    host.use_sessions_table,
+    host.use_own_sessions,
+    host.adopt,
     operate.doctor,
 ):
     cli.add_command(_verb)
