@@ -95,7 +95,7 @@ class ClaimRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptedRecall:
-    """One row of `pgrecall.adopt_recalls()`: a pending recall of the old table, and why it was not taken if it was not."""
+    """One row of `pgrecall.adopt_recalls()`: a pending recall of the old table, and if it was not taken, why."""
 
     recall_id: str | None
     session_id: str | None

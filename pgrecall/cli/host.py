@@ -16,7 +16,6 @@ from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb
 from pgrecall.cli.errors import NotSoError, WrongUsage
 from pgrecall.cli.target import Target
-from pgrecall.model import AdoptedRecall
 
 
 @click.command(cls=Verb)
@@ -25,7 +24,7 @@ from pgrecall.model import AdoptedRecall
 @click.option("--user-id-column", metavar="NAME", default="user_id", show_default=True, help="The session's owner.")
 @click.option("--no-user-id-column", is_flag=True, help="The table names no owner.")
 @click.option("--time-zone-column", metavar="NAME", help="The zone in which the session's agent is told times.")
-@click.option("--delete-orphans", is_flag=True, help="Delete the sessions that TABLE does not have, with their recalls.")
+@click.option("--delete-orphans", is_flag=True, help="Delete sessions that TABLE does not have, and their recalls.")
 @click.pass_obj
 def use_sessions_table(
     target: Target,
@@ -101,7 +100,7 @@ def adopt(target: Target, *, table: str, mark_as: str, naive_times_in: str | Non
     if target.as_json:
         print_json({"table": name, "dry_run": dry_run, "adopted": adopted, "left": len(left), "recalls": found})
     else:
-        tables.print_adopted(found)
+        tables.print_left(left)
         click.echo(f"{'would adopt' if dry_run else 'adopted'} {_count(adopted)} of {name}, {len(left)} left there")
     if left:
         raise NotSoError
