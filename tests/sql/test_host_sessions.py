@@ -456,8 +456,8 @@ WRONG: dict[str, tuple[str, dict[str, object], str, str, str]] = {
         "alter table public.chats add unique (id);",
     ),
     "an id that is unique for some rows only": (
-        "create table public.chats (id text, user_id text); "
-        + "create unique index on public.chats (id) where user_id is not null",
+        """create table public.chats (id text, user_id text);
+        create unique index on public.chats (id) where user_id is not null""",
         {}, "PR008", "not unique", "add unique",
     ),
     "an id that is unique with another column": (
@@ -489,8 +489,8 @@ WRONG: dict[str, tuple[str, dict[str, object], str, str, str]] = {
         "create unlogged table public.chats (id text primary key, user_id text)", {}, "PR008", "unlogged", "set logged",
     ),
     "a partition": (
-        "create table public.whole (id text primary key, user_id text) partition by hash (id); "
-        + "create table public.chats partition of public.whole for values with (modulus 1, remainder 0)",
+        """create table public.whole (id text primary key, user_id text) partition by hash (id);
+        create table public.chats partition of public.whole for values with (modulus 1, remainder 0)""",
         {}, "PR008", "one partition of public.whole", "partitioned table",
     ),
     "something else than refuse or delete": (
