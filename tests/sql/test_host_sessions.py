@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
 from psycopg import sql
@@ -31,8 +32,10 @@ from sqltools import (
     value,
     wait_until_blocked,
 )
+from workertools import Recorder, working
+from workertools import sql as producer
 
-from pgrecall import HostTableError, schema
+from pgrecall import CurrentRecall, HostTableError, PostgresSessionStore, RecallScheduler, schema
 from pgrecall.calls import use_own_sessions
 from pgrecall.database import run_sync, translated
 
@@ -755,3 +758,89 @@ def test_claims_go_on_beside_the_change(database: str, own: psycopg.Connection) 
         set_clock(own, NOW + MINUTE)
         assert claim(worker).runs == []
     assert row(own, "select count(*) as runs from pgrecall.recall_runs")["runs"] == 3
+
+
+# Holds, and a worker
+
+
+def test_a_chat_holds_a_session_of_the_host(own: psycopg.Connection) -> None:
+    make(own, "uuid")
+    use(own)
+    one = str(KEYS["uuid"].one)
+    set_clock(own, NOW)
+    call(own, "hold_session", session_id=one, holder="web-1")
+    recall_id = add(own, one, NOW)
+    assert [found["recall_id"] for found in claim(own).deferred] == [recall_id]
+    own.execute("update public.chats set user_id = 'eve' where user_id = 'ann'")
+    (held,) = call(own, "get_holds")
+    assert (held["held_session_id"], held["holder"]) == (one, "web-1")
+    assert call(own, "free_session", session_id=one, holder="web-1") == [{"free_session": True}]
+    assert claim_one(own)["user_id"] == "eve"
+    with refused(own, "PR002") as caught:
+        call(own, "hold_session", session_id=str(KEYS["uuid"].nobody), holder="web-1")
+    assert "rows of public.chats" in (caught.value.diag.message_hint or "")
+
+
+def test_a_held_session_that_the_host_deletes_is_held_by_nobody(own: psycopg.Connection) -> None:
+    make(own)
+    use(own)
+    call(own, "hold_session", session_id="one", holder="web-1")
+    own.execute("delete from public.chats where id = 'one'")
+    assert call(own, "get_holds") == []
+    assert call(own, "renew_hold", session_id="one", holder="web-1") == [{"renew_hold": False}]
+
+
+@pytest.mark.anyio
+async def test_a_worker_fires_a_recall_of_a_session_that_the_host_has_just_made(database: str) -> None:
+    agent = Recorder()
+    async with working(database, agent), producer(database) as ask:
+        await ask("create table public.chats (id uuid primary key default gen_random_uuid(), user_id text)")
+        await ask.asleep()
+        await ask("select pgrecall.use_sessions_table('public.chats')")
+        # The worker, with its connections from before, goes on.
+        async with ask.connection.transaction():
+            (session_id,) = await ask("insert into public.chats (user_id) values ('ann') returning id::text")
+            recall_id = await ask.recall(session_id)
+        await agent.count(1)
+        await ask.ended(recall_id)
+        assert agent.runs[0].session_id == session_id
+        history = await ask("select role from pgrecall.session_messages order by position")
+        assert history == ["system", "assistant"]
+        await ask("delete from public.chats")
+        assert await ask("select count(*) from pgrecall.session_messages") == [0]
+
+
+@pytest.mark.anyio
+async def test_a_session_that_the_host_deletes_stops_its_run(database: str) -> None:
+    stopped = anyio.Event()
+
+    async def wait(recall: CurrentRecall) -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped.set()
+        return recall.id
+
+    agent = Recorder(then=wait)
+    async with working(database, agent), producer(database) as ask:
+        await ask("create table public.chats (id bigint primary key, user_id text)")
+        await ask("select pgrecall.use_sessions_table('public.chats')")
+        await ask("insert into public.chats values (7, 'ann')")
+        await ask.recall("7")
+        await agent.count(1)
+        await ask("delete from public.chats where id = 7")
+        with anyio.fail_after(10):
+            await stopped.wait()
+
+
+@pytest.mark.anyio
+async def test_the_default_store_finds_sessions_of_the_host_and_makes_none(database: str) -> None:
+    async with producer(database) as ask, RecallScheduler(database) as scheduler:
+        await ask("create table public.chats (id uuid primary key, user_id text)")
+        await ask("select pgrecall.use_sessions_table('public.chats')")
+        known, unknown = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+        await ask("insert into public.chats values (%s, 'ann')", known)
+        store = PostgresSessionStore(scheduler)
+        assert (await store.create(known, user_id="bob")).user_id == "ann"
+        with pytest.raises(HostTableError, match=r"sessions are the rows of public\.chats"):
+            await store.create(unknown)
