@@ -111,19 +111,22 @@ def _count(number: int) -> str:
 
 
 def _table(connection: psycopg.Connection[Any], name: str) -> str:
-    """The table's name as the server writes it."""
+    """The table's whole name, quoted where it needs to be."""
     try:
-        with database.translated():
-            row = connection.execute("select to_regclass(%s)::text", [name]).fetchone()
-    except psycopg.Error as error:
-        raise _no_table(name) from error
-    if row is None or row[0] is None:
-        raise _no_table(name)
+        row = connection.execute(
+            """
+            select format('%%I.%%I', nspname, relname)
+            from pg_class
+            join pg_namespace on pg_namespace.oid = relnamespace
+            where pg_class.oid = to_regclass(%s)
+            """,
+            [name],
+        ).fetchone()
+    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError):
+        row = None  # a text that cannot be the name of a table
+    if row is None:
+        raise WrongUsage(
+            f"there is no table {name!r}",
+            hint="Name it as in SQL: public.chat_sessions, or '\"Chat Sessions\"' if it needs double quotes.",
+        )
     return str(row[0])
-
-
-def _no_table(name: str) -> WrongUsage:
-    return WrongUsage(
-        f"there is no table {name!r}",
-        hint="Name it as in SQL: public.chat_sessions, or '\"Chat Sessions\"' if it needs double quotes.",
-    )

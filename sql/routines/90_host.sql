@@ -631,7 +631,11 @@ begin
     loop
         recall_id := v_old.id;
         session_id := v_old.session_id;
-        trigger_at := v_old.trigger_at;
+        -- Null for what a driver may not be able to read: the reason names it.
+        trigger_at := case
+            when v_old.trigger_at >= '0001-01-02 00:00:00+00' and v_old.trigger_at < '9999-12-31 00:00:00+00'
+                then v_old.trigger_at
+        end;
         adopted := false;
         reason := null;
         begin

@@ -81,7 +81,7 @@ def make(db: psycopg.Connection, key: str = "text", name: str = "public.chats") 
         db.execute(f"insert into {name} (id, user_id) values (%s, %s)".encode(), [one, user])
 
 
-def use(db: psycopg.Connection, table: str = "public.chats", **options: object) -> int:
+def use(db: psycopg.Connection, table: str = "public.chats", **options: Any) -> int:
     (found,) = call(db, "use_sessions_table", host_table=table, **options)
     return int(found["use_sessions_table"])
 
@@ -225,7 +225,7 @@ def test_deleting_a_session_in_a_run_stops_the_run_and_leaves_nothing(database: 
     assert ear.heard() == [f"stop {run['run_id']}"]
     assert finish(db, run)["accepted"] is False
     for table in ("session_recalls", "session_messages", "recall_runs"):
-        assert value(db, f"select count(*) from pgrecall.{table}") == 0, table  # type: ignore[arg-type]
+        assert rows(db, sql.SQL("select from pgrecall.{}").format(sql.Identifier(table))) == [], table
     ear.close()
 
 
@@ -236,9 +236,9 @@ def test_a_deletion_and_a_finish_of_the_same_session_do_not_deadlock(database: s
     set_clock(own, NOW)
     add(own, "one", NOW)
     run = claim_one(own)
-    with psycopg.connect(database) as worker, psycopg.connect(database) as host:
+    with psycopg.connect(database) as worker, psycopg.connect(database, autocommit=True) as host:
         worker.execute("select from pgrecall.session_recalls where id = %s for no key update", [run["recall_id"]])
-        deleting = Doing(lambda: (host.execute("delete from public.chats where id = 'one'"), host.commit()))
+        deleting = Doing(lambda: host.execute("delete from public.chats where id = 'one'"))
         wait_until_blocked(own, host.info.backend_pid)
         worker.execute("select from pgrecall.sessions where id = 'one' for no key update nowait")
         worker.commit()
@@ -287,7 +287,7 @@ def test_a_partitioned_table_works_if_it_is_partitioned_by_its_id(own: psycopg.C
     own.execute("create table public.chats (id uuid primary key, user_id text) partition by hash (id)")
     for part in range(2):
         own.execute(
-            f"create table public.chats_{part} partition of public.chats for values with (modulus 2, remainder {part})"  # type: ignore[arg-type]
+            f"create table public.chats_{part} partition of public.chats for values with (modulus 2, remainder {part})"
         )
     own.execute("insert into public.chats select gen_random_uuid(), 'ann' from generate_series(1, 4)")
     assert use(own) == 4
@@ -452,7 +452,7 @@ def test_a_uuid_in_another_spelling_is_an_orphan(own: psycopg.Connection) -> Non
     assert name in (caught.value.diag.message_primary or "")
 
 
-WRONG: dict[str, tuple[str, dict[str, object], str, str, str]] = {
+WRONG: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     "a view": ("create view public.chats as select 'a' as id, 'u' as user_id", {}, "PR008", "a view", "stored in"),
     "no unique id": (
         "create table public.chats (id text, user_id text)", {}, "PR008", "id of public.chats is not unique",
@@ -819,7 +819,7 @@ async def test_a_session_that_the_host_deletes_stops_its_run(database: str) -> N
             await anyio.sleep_forever()
         finally:
             stopped.set()
-        return recall.id
+        return recall.recall_id
 
     agent = Recorder(then=wait)
     async with working(database, agent), producer(database) as ask:
