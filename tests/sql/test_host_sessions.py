@@ -452,6 +452,17 @@ def test_a_uuid_in_another_spelling_is_an_orphan(own: psycopg.Connection) -> Non
     assert name in (caught.value.diag.message_primary or "")
 
 
+@pytest.mark.parametrize(("key", "other"), [("uuid", "ABCDEF00-0000-0000-0000-000000000000"), ("bigint", "007")])
+def test_a_session_cannot_get_another_spelling_of_its_id(own: psycopg.Connection, key: str, other: str) -> None:
+    """The host's id would no longer find it, and its triggers would make a second one."""
+    make(own, key)
+    own.execute("insert into public.chats (id) values (%s)", [other])
+    use(own)
+    with refused(own, "23514") as caught:
+        own.execute("update pgrecall.sessions set id = %s where host_id::text = lower(ltrim(%s, '0'))", [other, other])
+    assert caught.value.diag.constraint_name == "id_must_be_written_as_the_host_table_writes_it"
+
+
 WRONG: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     "a view": ("create view public.chats as select 'a' as id, 'u' as user_id", {}, "PR008", "a view", "stored in"),
     "no unique id": (
