@@ -72,7 +72,7 @@ begin
     raise exception 'no session with id %', quote_nullable(left(session_id, 255))
         using
             errcode = 'PR002',
-            detail = left(session_id, 255),
+            detail = coalesce(left(session_id, 255), ''),
             hint = case
                 when v_host_table is null then 'Insert it first: insert into pgrecall.sessions (id) values (…).'
                 else format('Sessions are the rows of %s: insert it there first.', v_host_table)
