@@ -6,6 +6,7 @@ from pgrecall.client import RecallScheduler, SyncRecallScheduler
 from pgrecall.errors import (
     AgentError,
     HoldLostError,
+    HostTableError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
@@ -35,6 +36,7 @@ __all__ = [
     "HeldSession",
     "Hold",
     "HoldLostError",
+    "HostTableError",
     "InvalidRecallError",
     "PostgresSessionStore",
     "Recall",

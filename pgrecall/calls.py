@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pgrecall.errors import InvalidRecallError
 from pgrecall.model import (
+    AdoptedRecall,
     CallType,
     ClaimRow,
     Finished,
@@ -482,6 +483,40 @@ def unregister_worker(worker_id: str) -> Call[None]:
 def append_messages(session_id: str, messages: Sequence[Mapping[str, Any]]) -> Call[int]:
     """`pgrecall.append_messages`."""
     return Call("append_messages", {"session_id": _text("session_id", session_id), "messages": as_json(list(messages))})
+
+
+def use_sessions_table(
+    host_table: str, id_column: str, user_id_column: str | None, time_zone_column: str | None, orphans: str
+) -> Call[int]:
+    """`pgrecall.use_sessions_table`."""
+    return Call(
+        "use_sessions_table",
+        {
+            "host_table": _text("host_table", host_table),
+            "id_column": _text("id_column", id_column),
+            "user_id_column": _text("user_id_column", user_id_column),
+            "time_zone_column": _text("time_zone_column", time_zone_column),
+            "orphans": _text("orphans", orphans),
+        },
+    )
+
+
+def use_own_sessions() -> Call[bool]:
+    """`pgrecall.use_own_sessions`."""
+    return Call("use_own_sessions", {})
+
+
+def adopt_recalls(old_table: str, mark_as: str, naive_times_in: str | None) -> Call[AdoptedRecall]:
+    """`pgrecall.adopt_recalls`."""
+    return Call(
+        "adopt_recalls",
+        {
+            "old_table": _text("old_table", old_table),
+            "mark_as": _text("mark_as", mark_as),
+            "naive_times_in": _text("naive_times_in", naive_times_in),
+        },
+        AdoptedRecall,
+    )
 
 
 def schema_version() -> Call[int]:

@@ -23,6 +23,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from pgrecall import calls, schema
 from pgrecall.calls import Call
 from pgrecall.errors import (
+    HostTableError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
@@ -122,6 +123,8 @@ def translate(error: psycopg.Error) -> RecallError | None:
             return _held(message, detail, hint)
         case "PR007":
             return RecallLimitError(message, hint=hint)
+        case "PR008":
+            return HostTableError(message, hint=hint)
         case "23514" if error.diag.schema_name == "pgrecall" and error.diag.constraint_name:
             # The constraints are named as sentences.
             name = error.diag.constraint_name

@@ -132,6 +132,12 @@ class RecallLimitError(RecallError):
     sqlstate = "PR007"
 
 
+class HostTableError(RecallError):
+    """A table of the host's own (its sessions, its former recalls) cannot be used, or is used, in the way asked for."""
+
+    sqlstate = "PR008"
+
+
 class SchemaError(RecallError):
     """The schema in the database is not the one this package was made for."""
 

@@ -117,6 +117,17 @@ class ClaimRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedRecall:
+    """One row of `pgrecall.adopt_recalls()`: a pending recall of the old table, and if it was not taken, why."""
+
+    recall_id: str | None
+    session_id: str | None
+    trigger_at: datetime | None
+    adopted: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """What `pgrecall.finish()` answers: whether the outcome was taken, and what became of the recall."""
 

@@ -140,6 +140,24 @@ comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessi
 create index sessions_held_until on pgrecall.sessions (held_until) where held_until is not null;
 comment on index pgrecall.sessions_held_until is 'Serves get_holds(): the sessions that chats hold.';
 
+create table pgrecall.host_sessions (
+    is_only_row boolean primary key default true
+        constraint host_sessions_has_one_row check (is_only_row),
+    host_table regclass not null,
+    id_column text not null,
+    user_id_column text,
+    time_zone_column text
+);
+comment on table pgrecall.host_sessions is
+    'The table whose rows the sessions are; empty: sessions has its own. Written by use_sessions_table() and use_own_sessions() only.';
+comment on column pgrecall.host_sessions.is_only_row is 'Keeps the table at one row.';
+comment on column pgrecall.host_sessions.host_table is 'The host''s table.';
+comment on column pgrecall.host_sessions.id_column is 'Its column that sessions.id is the text of.';
+comment on column pgrecall.host_sessions.user_id_column is
+    'Its column that sessions.user_id follows. Null: none, sessions.user_id is free.';
+comment on column pgrecall.host_sessions.time_zone_column is
+    'Its column that sessions.time_zone follows. Null: none, sessions.time_zone is free.';
+
 create table pgrecall.session_waiters (
     id bigint primary key generated always as identity,
     session_id text not null
