@@ -2,14 +2,14 @@
 
     python -I -S _guard.py LIFELINE AFTER_INTERRUPT AFTER_TERMINATE command …
 
-LIFELINE is an inherited socket whose other end only the worker has, so the kernel closes it however the worker ends::
+LIFELINE is an inherited socket. Only the worker has its other end: the kernel closes it however the worker ends::
 
     worker ──lifeline──> guard ──> command (leader of a process group of its own) ──> its children
 
-To the worker it says `started PID` and `ended EXIT_CODE`, or `failed WHY`. A byte from the worker asks for the end: SIGINT, after
-AFTER_INTERRUPT seconds SIGTERM, after AFTER_TERMINATE more SIGKILL, each to the whole group. The end of the lifeline is
-the end of the worker: SIGKILL at once, because the recall may run elsewhere by now. When the command itself has ended,
-what it leaves behind in its group is ended as well.
+To the worker it says `started PID` and `ended EXIT_CODE`, or `failed WHY`. A byte from the worker asks for the end:
+SIGINT, after AFTER_INTERRUPT seconds SIGTERM, after AFTER_TERMINATE more SIGKILL, each to the whole group. The end of
+the lifeline is the end of the worker: SIGKILL at once, because the recall may run elsewhere by now. When the command
+itself has ended, what it leaves behind in its group is ended as well.
 
 It is started for every run, so it imports nothing that takes time to load.
 """
@@ -27,11 +27,74 @@ _LOOK_EVERY = 0.01
 _DEFAULT_AGAIN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
 
+class Guard:
+    """Watches over a command until it, and what it has started in its group, is gone.
+
+    Args:
+        child: The command's process id, which is its group's too.
+        lifeline: The socket to the worker.
+        wakes: Readable when a child has ended.
+        after_interrupt: Seconds between SIGINT and SIGTERM.
+        after_terminate: Seconds between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, child: int, lifeline: int, wakes: int, after_interrupt: float, after_terminate: float) -> None:
+        self._child = child
+        self._lifeline = lifeline
+        self._wakes = wakes
+        self._politely = [(signal.SIGINT, after_interrupt), (signal.SIGTERM, after_terminate), (signal.SIGKILL, 0.0)]
+        self._plan: list[tuple[signal.Signals, float]] | None = None  # signals to come, once there is a reason for any
+        self._next_at = 0.0
+        self._killed = False
+        self._code: int | None = None
+        self._worker_lives = True
+
+    def watch(self) -> int:
+        """Returns when all is over; the exit code as a shell says it: 128 and the number of the signal that killed."""
+        while (code := self._ended_with()) is None:
+            if self._plan and time.monotonic() >= self._next_at:
+                number, patience = self._plan.pop(0)
+                _signal(self._child, number)
+                self._killed = number == signal.SIGKILL
+                self._next_at = time.monotonic() + patience
+            else:
+                self._listen()
+        return code if code >= 0 else 128 - code
+
+    def _ended_with(self) -> int | None:
+        """The command's exit code, when nothing is left in its group either."""
+        if self._code is None:
+            ended, status = os.waitpid(self._child, os.WNOHANG)
+            if not ended:
+                return None
+            self._code = os.waitstatus_to_exitcode(status)
+        # Once killed, what is still to be seen are zombies whose new parent is slow.
+        if self._killed or not _signal(self._child, 0):
+            return self._code
+        if self._plan is None:
+            self._plan = self._politely[1:]
+        return None
+
+    def _listen(self) -> None:
+        """Waits for the next signal's time, a child's end or the worker, and does what the worker wants."""
+        pause = max(0.0, self._next_at - time.monotonic()) if self._plan else None
+        listening = [self._lifeline, self._wakes] if self._worker_lives else [self._wakes]
+        ready, _, _ = select.select(listening, [], [], pause if self._code is None else _LOOK_EVERY)
+        if self._wakes in ready:
+            os.read(self._wakes, 4096)
+        if self._lifeline in ready:
+            self._worker_lives = bool(_read(self._lifeline))
+            if not self._worker_lives:
+                self._plan, self._next_at = self._politely[2:], 0.0
+            elif self._plan is None:
+                self._plan = self._politely[:]
+
+
 def main(lifeline: int, after_interrupt: float, after_terminate: float, command: list[str]) -> None:
-    """Runs the command until it, and what it has started, is gone."""
+    """Runs the command and tells the worker."""
     os.set_inheritable(lifeline, False)  # noqa: FBT003 (it takes no keyword)
     wakes, woken = os.pipe()
-    os.set_blocking(woken, False)  # noqa: FBT003 (likewise)
+    os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -42,42 +105,7 @@ def main(lifeline: int, after_interrupt: float, after_terminate: float, command:
         _say(lifeline, f"failed {command[0]}: {error.strerror}")
         return
     _say(lifeline, f"started {child}")
-
-    politely = [(signal.SIGINT, after_interrupt), (signal.SIGTERM, after_terminate), (signal.SIGKILL, 0.0)]
-    plan: list[tuple[signal.Signals, float]] | None = None  # the signals to come, once there is a reason for any
-    next_at = 0.0
-    killed = False
-    code: int | None = None
-    listening = [lifeline, wakes]
-    while True:
-        if code is None:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
-        if code is not None and (killed or not _signal(child, 0)):
-            break
-        if code is not None and plan is None:
-            plan = politely[1:]
-        if plan and time.monotonic() >= next_at:
-            number, patience = plan.pop(0)
-            _signal(child, number)
-            next_at = time.monotonic() + patience
-            killed = number == signal.SIGKILL
-            continue
-        pause = max(0.0, next_at - time.monotonic()) if plan else None
-        if code is not None:
-            pause = _LOOK_EVERY
-        ready, _, _ = select.select(listening, [], [], pause)
-        if wakes in ready:
-            os.read(wakes, 4096)
-        if lifeline in ready:
-            if not _read(lifeline):
-                listening.remove(lifeline)
-                plan, next_at = politely[2:], 0.0
-            elif plan is None:
-                plan = politely[:]
-    # As a shell says it: 128 and the number of the signal that has killed it.
-    _say(lifeline, f"ended {code if code >= 0 else 128 - code}")
+    _say(lifeline, f"ended {Guard(child, lifeline, wakes, after_interrupt, after_terminate).watch()}")
 
 
 def _signal(group: int, number: int) -> bool:

@@ -71,22 +71,26 @@ class LangGraphAgent:
     ) -> None:
         if inject_as not in {"user", "system"}:
             raise AgentError(f"inject_as is {inject_as!r}", hint="Write inject_as='user' or inject_as='system'.")
-        if not hasattr(graph, "ainvoke") and not callable(graph):
-            hint = (
-                "Give the function that makes the context manager: it is entered for each run."
-                if hasattr(graph, "__aenter__")
-                else "Give a compiled graph, builder.compile(checkpointer=…), or a function without parameters."
-            )
-            raise AgentError(f"{graph!r} is no graph", hint=hint)
-        if not hasattr(graph, "ainvoke") and hasattr(graph, "compile"):
-            raise AgentError("the graph is not compiled", hint="Give builder.compile(checkpointer=…).")
+        if not hasattr(graph, "ainvoke"):
+            if hasattr(graph, "compile"):
+                raise AgentError("the graph is not compiled", hint="Give builder.compile(checkpointer=…).")
+            if hasattr(graph, "__aenter__"):
+                raise AgentError(
+                    f"{graph!r} can be entered once only",
+                    hint="Give the function that makes it: it is called for each run.",
+                )
+            if not callable(graph):
+                raise AgentError(
+                    f"{graph!r} is no graph",
+                    hint="Give a compiled graph, builder.compile(checkpointer=…), or a function that gives one.",
+                )
         self._graph = graph
         self._message_type = HumanMessage if inject_as == "user" else SystemMessage
         self._key = input_key
         self._config = config
         self._context = context
 
-    async def run(self, *, session_id: str, user_message: str) -> RunResult:
+    async def run(self, *, session_id: str, user_message: str) -> RunResult:  # noqa: ARG002 (the protocol's)
         """Runs the graph for the current recall, or goes on where an earlier attempt has stopped.
 
         Args:
@@ -163,23 +167,23 @@ class LangGraphAgent:
         """
         if thread.tasks:  # `thread` shows results that will be dropped as well; asked for by its id, it does not
             thread = await graph.aget_state(thread.config)
-        unanswered: dict[str, Any] = {}
+        unanswered: list[Any] = []
         answered = set()
         for message in reversed(self._messages(thread)):
             if isinstance(message, AIMessage):
-                unanswered = {call["id"]: call for call in message.tool_calls if call["id"] not in answered}
+                unanswered = [call for call in message.tool_calls if call["id"] not in answered]
             if not isinstance(message, ToolMessage):
                 break
             answered.add(message.tool_call_id)
         answers = [
             ToolMessage(
                 "There is no result: this turn was cut off before the tool had answered.",
-                id=f"{recall.message_id}:{call_id}",
+                id=f"{recall.message_id}:{call['id']}",
                 name=call["name"],
-                tool_call_id=call_id,
+                tool_call_id=call["id"],
                 status="error",
             )
-            for call_id, call in unanswered.items()
+            for call in unanswered
         ]
         message = self._message_type(
             recall.text,

@@ -107,7 +107,9 @@ class SubprocessAgent:
             )
         if input not in {"json", "text"}:
             raise AgentError(f"input is {input!r}", hint="Write input='json' or input='text'.")
-        if output not in {"json", "text"} and not callable(output):
+        readers: dict[str, Callable[[str], Any]] = {"json": _json_result, "text": str.strip}
+        read = output if callable(output) else readers.get(output)
+        if read is None:
             raise AgentError(f"output is {output!r}", hint="Write output='json', output='text' or give a function.")
         if len(grace) != 2 or not all(seconds >= 0 for seconds in grace):
             raise AgentError(f"grace is {grace!r}, but must be two numbers of seconds")
@@ -117,7 +119,7 @@ class SubprocessAgent:
         self._cwd = cwd
         self._env = dict(env or {})
         self._input = input
-        self._read = {"json": _json_result, "text": str.strip}[output] if isinstance(output, str) else output
+        self._read = read
         self._context = context
         self._pass_database = pass_database
         self._grace = grace
@@ -179,7 +181,7 @@ class SubprocessAgent:
             code = await process.ended()
         finally:
             with anyio.CancelScope(shield=True):
-                await process.close()
+                await process.close(sum(self._grace) + _AFTERWARDS)
         if process.stdout.overflowing:
             raise CommandError(f"the command wrote more than {LARGEST_OUTPUT:,} bytes to stdout and was stopped")
         return self._result(code, bytes(process.stdout.kept), bytes(process.stderr.kept))
@@ -305,7 +307,7 @@ def _json_result(stdout: str) -> RunResult:
             raise CommandError(f"{name} in the command's result is {value!r}, but must be {kinds[name][0].__name__}")
     error, after = result.pop("error", None), result.pop("retry_after", None)
     if after is not None:
-        if not 0 <= after:
+        if after < 0:
             raise CommandError(f"retry_after in the command's result is {after!r}, but must not be negative")
         raise Retry(error or "the command asked for a retry", after=after)
     if error is not None:
@@ -356,20 +358,20 @@ class _Output(asyncio.Protocol):
                 self._full()
             self.overflowing = True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's)
         self.ended.set()
 
 
 class _Process:
     """A command under its guard, see _guard.py."""
 
-    def __init__(self, guard: subprocess.Popen[bytes], grace: tuple[float, float]) -> None:
+    def __init__(self, guard: subprocess.Popen[bytes], lifeline: asyncio.Transport, said: _Output) -> None:
         self.stdout = _Output(LARGEST_OUTPUT, full=self._stop)
         self.stderr = _Output(_KEPT_OF_STDERR, last=True)
         self._guard = guard
-        self._patience = sum(grace) + _AFTERWARDS
-        self._said = _Output(_KEPT_OF_STDERR)
-        self._transports: list[asyncio.BaseTransport] = []
+        self._lifeline = lifeline
+        self._said = said
+        self._transports: list[asyncio.BaseTransport] = [lifeline]
 
     @classmethod
     async def start(
@@ -405,12 +407,13 @@ class _Process:
             except OSError as error:
                 ours.close()
                 raise Retry(f"the command could not be started: {error}") from error
-        process = cls(guard, grace)
         loop = asyncio.get_running_loop()
-        process._lifeline, _ = await loop.create_connection(lambda: process._said, sock=ours)
+        said = _Output(_KEPT_OF_STDERR)
+        lifeline, _ = await loop.create_connection(lambda: said, sock=ours)
+        process = cls(guard, lifeline, said)
         out, _ = await loop.connect_read_pipe(lambda: process.stdout, guard.stdout)
         err, _ = await loop.connect_read_pipe(lambda: process.stderr, guard.stderr)
-        process._transports = [process._lifeline, out, err]
+        process._transports += [out, err]
         return process
 
     async def ended(self) -> int:
@@ -432,10 +435,14 @@ class _Process:
             await self.stderr.ended.wait()
         return int(told["ended"])
 
-    async def close(self) -> None:
-        """Ends it if it runs; there is nothing left of it afterwards."""
+    async def close(self, patience: float) -> None:
+        """Ends it if it runs; there is nothing left of it afterwards.
+
+        Args:
+            patience: Seconds after which the guard is taken for stuck.
+        """
         self._stop()
-        with anyio.move_on_after(self._patience) as late:
+        with anyio.move_on_after(patience) as late:
             await self._said.ended.wait()
         if late.cancelled_caught:
             self._guard.kill()
