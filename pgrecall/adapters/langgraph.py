@@ -108,7 +108,7 @@ class LangGraphAgent:
         """
         recall = current_recall()
         if recall is None:
-            raise AgentError("LangGraphAgent runs inside a worker only", hint="Call graph.ainvoke yourself elsewhere.")
+            raise AgentError("LangGraphAgent.run() was called outside a run", hint="Give the agent to a Worker.")
         usage = _Usage()
         config = merge_configs(
             {

@@ -18,6 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,8 +77,8 @@ class SubprocessAgent:
         output: `text`: stdout without surrounding white space is the reply. `json`: it is one object with any of
             `reply`, `silent`, `usage`, `messages`, `error` and `retry_after`. Or a function that gets stdout and
             returns, or raises, what an agent may.
-        context: Whether the JSON object has the session's context as well: the messages for a model, oldest first, as
-            the store has them. The last one is the recall's.
+        with_context: Whether the JSON object has the session's `context` as well: the messages for a model, oldest
+            first, with `id`, `role` and `content`. The last one is the recall's.
         pass_database: Whether the command gets the variables with which the worker finds its database.
         grace: Seconds after SIGINT and after SIGTERM. Together they are less than the 5 s by which a worker stops its
             runs before its lease ends; with more, a run elsewhere could begin before this one is over.
@@ -94,7 +95,7 @@ class SubprocessAgent:
         env: Mapping[str, str | None] | None = None,
         input: Literal["json", "text"] = "json",
         output: Literal["json", "text"] | Callable[[str], Any] = "text",
-        context: bool = False,
+        with_context: bool = False,
         pass_database: bool = False,
         grace: tuple[float, float] = (2.0, 2.0),
     ) -> None:
@@ -112,15 +113,15 @@ class SubprocessAgent:
         if read is None:
             raise AgentError(f"output is {output!r}", hint="Write output='json', output='text' or give a function.")
         if len(grace) != 2 or not all(seconds >= 0 for seconds in grace):
-            raise AgentError(f"grace is {grace!r}, but must be two numbers of seconds")
-        if context and input != "json":
-            raise AgentError("context=True needs input='json'")
+            raise AgentError(f"grace is {grace!r}", hint="Give two numbers of seconds: after SIGINT and after SIGTERM.")
+        if with_context and input != "json":
+            raise AgentError("with_context=True is about the JSON object", hint="Leave input at 'json'.")
         self._command = [os.fspath(word) for word in command]
         self._cwd = cwd
         self._env = dict(env or {})
         self._input = input
         self._read = read
-        self._context = context
+        self._with_context = with_context
         self._pass_database = pass_database
         self._grace = grace
 
@@ -172,7 +173,7 @@ class SubprocessAgent:
         """
         recall = current_recall()
         if recall is None:
-            raise AgentError("SubprocessAgent runs inside a worker only")
+            raise AgentError("SubprocessAgent.run() was called outside a run", hint="Give the agent to a Worker.")
         given = recall.text if self._input == "text" else await self._object(recall, session_id, user_message)
         environment = self._environment(recall)
         with anyio.CancelScope(shield=True):  # a process that nobody knows of could not be ended
@@ -213,25 +214,29 @@ class SubprocessAgent:
             "recall_id": recall.recall_id,
             "run_id": recall.run_id,
             "message_id": recall.message_id,
+            "call_type": recall.call_type,
             "user_message": user_message,
             "text": recall.text,
-            "call_type": recall.call_type,
-            "nominal_at": recall.nominal_at.isoformat(),
-            "now": recall.now.isoformat(),
-            "deadline": recall.deadline.isoformat(),
-            "next_at": recall.next_at and recall.next_at.isoformat(),
+            "nominal_at": _iso(recall.nominal_at),
+            "started_at": _iso(recall.started_at),
+            "now": _iso(recall.now),
+            "deadline": _iso(recall.deadline),
+            "next_at": _iso(recall.next_at),
             "time_zone": recall.time_zone,
-            "lateness_seconds": recall.lateness.total_seconds(),
             "attempt": recall.attempt,
             "max_attempts": recall.max_attempts,
             "deferrals": recall.deferrals,
-            "chain_depth": recall.chain_depth,
             "metadata": recall.metadata,
         }
-        if self._context:
+        if self._with_context:
             session = await recall.store.get(session_id)
-            described["context"] = session.context
-        return json.dumps(described, default=str)
+            if session is None:
+                raise GiveUp(f"the store has no session {session_id!r}")
+            described["context"] = [
+                {"id": message.get("id"), "role": message["role"], "content": message["content"]}
+                for message in session.context
+            ]
+        return json.dumps(described, ensure_ascii=False)
 
     def _environment(self, recall: CurrentRecall) -> dict[str, str]:
         kept = {
@@ -247,7 +252,7 @@ class SubprocessAgent:
             "PGRECALL_RUN_ID": str(recall.run_id),
             "PGRECALL_MESSAGE_ID": recall.message_id,
             "PGRECALL_ATTEMPT": str(recall.attempt),
-            "PGRECALL_DEADLINE": recall.deadline.isoformat(),
+            "PGRECALL_DEADLINE": str(_iso(recall.deadline)),
         }
         changed: dict[str, str | None] = {**kept, **self._env}
         return {name: value for name, value in changed.items() if value is not None}
@@ -313,6 +318,10 @@ def _json_result(stdout: str) -> RunResult:
     if error is not None:
         raise GiveUp(error)
     return RunResult(**{**result, "silent": bool(result.get("silent"))})
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def _one_object(stdout: str) -> dict[str, Any]:

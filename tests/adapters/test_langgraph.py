@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -26,6 +29,8 @@ from psycopg.conninfo import make_conninfo
 from pydantic import Field
 from recalltools import a_recall, run
 from typing_extensions import TypedDict
+from workerprocess import DEADLINE, ROOT, Start
+from workertools import sql, until, working
 
 from pgrecall import AgentError, Retry
 from pgrecall.adapters.langgraph import LangGraphAgent
@@ -316,7 +321,7 @@ async def test_a_crash_is_not_taken_for_a_breakpoint(saver: AsyncPostgresSaver) 
 
 
 async def test_tool_calls_that_nobody_answered_do_not_spoil_the_thread(saver: AsyncPostgresSaver) -> None:
-    calls = [{"name": "search", "args": {}, "id": name} for name in ("c1", "c2")]
+    calls: list[Any] = [{"name": "search", "args": {}, "id": name} for name in ("c1", "c2")]
     model = Model(answers=[AIMessage("", tool_calls=calls), "done"])
 
     def search(state: MessagesState) -> dict[str, Any]:
@@ -468,7 +473,7 @@ async def test_wrong_settings_and_places_are_refused(saver: AsyncPostgresSaver) 
     graph = graph_of(saver, lambda state: {})
     with pytest.raises(AgentError, match="inject_as is 'assistant'"):
         LangGraphAgent(graph, inject_as="assistant")  # type: ignore[arg-type]
-    with pytest.raises(AgentError, match="inside a worker only"):
+    with pytest.raises(AgentError, match="outside a run"):
         await LangGraphAgent(graph).run(session_id="s1", user_message="hello")
 
 
@@ -485,3 +490,112 @@ async def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(AgentError, match="needs LangGraph") as caught:
         importlib.import_module("pgrecall.adapters.langgraph")
     assert "pgrecall[langgraph]" in caught.value.hint
+
+
+# With workers
+
+
+async def test_the_ledger_has_the_reply_and_the_usage(database: str, saver: AsyncPostgresSaver) -> None:
+    model = Model(answers=["They have water."])
+    async with sql(database) as ask, working(database, LangGraphAgent(graph_of(saver, asking(model)))):
+        await ask.session("s1")
+        recall_id = await ask.recall("s1", message="Water the plants.")
+        await ask.ended(recall_id)
+        runs = await ask("select outcome, reply, usage->'requests' from pgrecall.recall_runs")
+        messages = await ask("select role, content from pgrecall.session_messages order by position")
+    assert runs == [("success", "They have water.", 1)]
+    assert messages == [("system", RECALL), ("assistant", "They have water.")]
+    assert model.texts() == [RECALL]
+
+
+async def test_a_question_to_a_person_ends_the_occurrence_with_its_text(
+    database: str, saver: AsyncPostgresSaver
+) -> None:
+    def pay(state: MessagesState) -> dict[str, Any]:
+        interrupt("Pay 20 EUR?")
+        return {}
+
+    async with sql(database) as ask, working(database, LangGraphAgent(graph_of(saver, pay))):
+        await ask.session("s1")
+        recall_id = await ask.recall("s1")
+        (ended,) = await until(lambda: ask("select outcome, reason, attempt from pgrecall.recall_runs"))
+        (status,) = await ask("select status from pgrecall.session_recalls where id = %s", recall_id)
+    assert ended == ("error", "the graph waits for a person to answer: Pay 20 EUR?", 1)
+    assert status == "failed"
+
+
+GRAPH = """
+import asyncio, os, pathlib
+from contextlib import asynccontextmanager
+
+from langchain_core.messages import AIMessage
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.graph import START, MessagesState, StateGraph
+from pgrecall.adapters.langgraph import LangGraphAgent
+
+def note(what):
+    with open("notes", "a") as notes:
+        notes.write(f"{what} {os.getpid()}\\n")
+
+async def think(state):
+    note("think")
+    return {"messages": [AIMessage("thought")]}
+
+async def act(state):
+    note("act")
+    if pathlib.Path("hang").exists():
+        await asyncio.sleep(1000)
+    return {"messages": [AIMessage("acted")]}
+
+builder = StateGraph(MessagesState)
+builder.add_node(think)
+builder.add_node(act)
+builder.add_edge(START, "think")
+builder.add_edge("think", "act")
+
+@asynccontextmanager
+async def graph():
+    async with AsyncPostgresSaver.from_conn_string(os.environ["GRAPH_DSN"]) as saver:
+        yield builder.compile(checkpointer=saver)
+
+agent = LangGraphAgent(graph)
+"""
+
+
+async def test_a_worker_killed_in_the_middle_of_a_node_is_continued_by_another(
+    database: str, saver: AsyncPostgresSaver, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPH_DSN", make_conninfo(database, options="-csearch_path=graphs"))
+    (tmp_path / "graph_agent.py").write_text(GRAPH)
+    (tmp_path / "hang").touch()
+    notes = tmp_path / "notes"
+    workers = {worker.process.pid: worker for worker in (start("--agent", "graph_agent:agent") for _ in range(2))}
+
+    async def acting() -> list[list[str]]:
+        lines = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
+        return lines if lines and lines[-1][0] == "act" else []
+
+    async with sql(database) as ask:
+        await ask.session("s1")
+        recall_id = await ask.recall("s1", message="Water the plants.")
+        (_, pid), _ = await until(acting, DEADLINE)
+        (tmp_path / "hang").unlink()
+        workers[int(pid)].send(signal.SIGKILL)
+        await ask.ended(recall_id)
+        runs = await ask("select outcome, reply from pgrecall.recall_runs order by id")
+
+    assert runs == [("lost", None), ("success", "acted")]
+    assert [line.split()[0] for line in notes.read_text().splitlines()] == ["think", "act", "act"]
+    state = await graph_of(saver, lambda state: {}).aget_state(CHAT)
+    assert [message.text.splitlines()[0] for message in state.values["messages"]] == [RECALL, "thought", "acted"]
+
+
+async def test_the_example_runs(database: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGRECALL_DSN", database)
+    example = shutil.copy(ROOT / "examples" / "langgraph_agent.py", tmp_path)
+    await anyio.run_process([sys.executable, example])
+    start("--agent", "langgraph_agent:agent")
+    async with sql(database) as ask:
+        await ask.session("s1")
+        await ask.ended(await ask.recall("s1"))
+        assert await ask("select reply from pgrecall.recall_runs") == ["The plants have water."]
