@@ -112,7 +112,7 @@ class SubprocessAgent:
         read = output if callable(output) else readers.get(output)
         if read is None:
             raise AgentError(f"output is {output!r}", hint="Write output='json', output='text' or give a function.")
-        if len(grace) != 2 or not all(seconds >= 0 for seconds in grace):
+        if [seconds >= 0 for seconds in grace] != [True, True]:
             raise AgentError(f"grace is {grace!r}", hint="Give two numbers of seconds: after SIGINT and after SIGTERM.")
         if with_context and input != "json":
             raise AgentError("with_context=True is about the JSON object", hint="Leave input at 'json'.")

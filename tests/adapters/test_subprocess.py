@@ -356,11 +356,11 @@ async def test_who_has_left_the_group_and_holds_stdout_open_does_not_hold_the_ru
 
 
 async def test_no_run_leaves_a_process_or_a_file_behind() -> None:
-    def left() -> tuple[list[str], str]:
-        children = subprocess.run(
-            ["ps", "-o", "pid=,stat=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
-        )
-        return os.listdir("/proc/self/fd"), "".join(line for line in children.stdout.splitlines() if "Z" in line)
+    def left() -> tuple[int, list[str]]:
+        command = ["ps", "-o", "args=", "--ppid", str(os.getpid())]
+        children = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        return files, [child for child in children if "_guard.py" in child or "defunct" in child]
 
     await run(shell("true"))
     files, _ = left()
@@ -370,12 +370,14 @@ async def test_no_run_leaves_a_process_or_a_file_behind() -> None:
         await run(shell("sleep 1000"))
     with pytest.raises(Retry):
         await run(SubprocessAgent(["no-such-program"]))
-    assert left() == (files, "")
+    assert left() == (files, [])
 
 
 async def test_a_killed_guard_takes_the_command_with_it(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="guards the command was killed"):
-        await run(shell("echo $$ > pids; kill -9 $PPID; sleep 1000", cwd=tmp_path))
+        # Once it sleeps, it has told the worker whom it guards.
+        asleep = '[ "$(ps -o stat= -p $PPID | cut -c 1)" = S ]'
+        await run(shell(f"echo $$ > pids; until {asleep}; do :; done; kill -9 $PPID; sleep 1000", cwd=tmp_path))
     await gone(*await pids_in(tmp_path / "pids"))
 
 
@@ -395,9 +397,9 @@ async def test_cancelling_the_recall_ends_it(database: str, tmp_path: Path) -> N
     agent = shell(FAMILY, cwd=tmp_path, grace=(0.1, 0.1))
     async with sql(database) as ask, working(database, agent):
         await ask.session("s1")
-        await ask.recall("s1")
+        recall_id = await ask.recall("s1")
         pids = await pids_in(tmp_path / "pids", 3)
-        await ask("select pgrecall.cancel_recall(%s)", "s1")
+        await ask("select pgrecall.mark_cancelled(%s)", recall_id)
         await until(lambda: ask("select from pgrecall.recall_runs where outcome = 'interrupted'"))
         assert [pid for pid in pids if lives(pid)] == []
 
