@@ -14,6 +14,7 @@ itself has ended, what it leaves behind in its group is ended as well.
 It is started for every run, so it imports nothing that takes time to load.
 """
 
+import math
 import os
 import select
 import signal
@@ -47,7 +48,9 @@ class Guard:
         self._next_at = 0.0
         self._killed = False
         self._code: int | None = None
-        self._worker_lives = True
+        self._news = select.poll()  # select() takes no socket beyond 1024, and the worker may have more than that
+        self._news.register(lifeline, select.POLLIN)
+        self._news.register(wakes, select.POLLIN)
 
     def watch(self) -> int:
         """Returns when all is over; the exit code as a shell says it: 128 and the number of the signal that killed."""
@@ -78,13 +81,14 @@ class Guard:
     def _listen(self) -> None:
         """Waits for the next signal's time, a child's end or the worker, and does what the worker wants."""
         pause = max(0.0, self._next_at - time.monotonic()) if self._plan else None
-        listening = [self._lifeline, self._wakes] if self._worker_lives else [self._wakes]
-        ready, _, _ = select.select(listening, [], [], pause if self._code is None else _LOOK_EVERY)
+        if self._code is not None:
+            pause = _LOOK_EVERY
+        ready = [number for number, _ in self._news.poll(None if pause is None else math.ceil(pause * 1000))]
         if self._wakes in ready:
             os.read(self._wakes, 4096)
         if self._lifeline in ready:
-            self._worker_lives = bool(_read(self._lifeline))
-            if not self._worker_lives:
+            if not _read(self._lifeline):
+                self._news.unregister(self._lifeline)
                 self._plan, self._next_at = self._politely[2:], 0.0
             elif self._plan is None:
                 self._plan = self._politely[:]

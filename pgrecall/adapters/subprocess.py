@@ -461,6 +461,8 @@ class _Process:
                 os.killpg(int(told["started"]), signal.SIGKILL)
         for transport in self._transports:
             transport.close()
+        for output in (self._said, self.stdout, self.stderr):
+            await output.ended.wait()  # the loop closes them in its next round only
         self._guard.wait()
 
     def _stop(self) -> None:

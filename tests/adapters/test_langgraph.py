@@ -24,7 +24,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
-from langgraph.types import Command, interrupt
+from langgraph.types import Command, Send, interrupt
 from psycopg.conninfo import make_conninfo
 from pydantic import Field
 from recalltools import a_recall, run
@@ -345,6 +345,35 @@ async def test_tool_calls_that_nobody_answered_do_not_spoil_the_thread(saver: As
     sent = model.sent[-1]
     assert [message.type for message in sent] == ["human", "ai", "tool", "tool", "human"]
     assert [message.tool_call_id for message in sent if isinstance(message, ToolMessage)] == ["c1", "c2"]
+
+
+async def test_nor_do_those_of_which_some_were_answered_when_the_turn_was_cut_off(saver: AsyncPostgresSaver) -> None:
+    """The thread's state shows the answer of a task that ended beside one that failed, but new input drops it."""
+    calls: list[Any] = [{"name": "search", "args": {}, "id": name} for name in ("c1", "c2")]
+    model = Model(answers=[AIMessage("", tool_calls=calls), "done"])
+
+    def search(call: dict[str, Any]) -> dict[str, Any]:
+        if call["id"] == "c2":
+            raise OSError("no network")
+        return {"messages": [ToolMessage("found", tool_call_id=call["id"])]}
+
+    def each(state: MessagesState) -> list[Send]:
+        return [Send("search", call) for call in getattr(state["messages"][-1], "tool_calls", [])]
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", asking(model))
+    builder.add_node("search", search)
+    builder.add_edge(START, "ask")
+    builder.add_conditional_edges("ask", each, ["search"])
+    agent = LangGraphAgent(builder.compile(checkpointer=saver))
+    with pytest.raises(OSError, match="no network"):
+        await run(agent, a_recall(message_id="recall:r1:monday"))
+
+    assert (await run(agent, a_recall(message_id="recall:r1:tuesday"))).reply == "done"
+
+    assert [getattr(message, "tool_call_id", message.type) for message in model.sent[-1]] == [
+        "human", "ai", "c1", "c2", "human",
+    ]  # fmt: skip
 
 
 # What it used, settings, errors

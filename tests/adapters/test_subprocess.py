@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -374,11 +376,24 @@ async def test_no_run_leaves_a_process_or_a_file_behind() -> None:
 
 
 async def test_a_killed_guard_takes_the_command_with_it(tmp_path: Path) -> None:
+    # Once it sleeps, it has told the worker whom it guards.
+    asleep = '[ "$(ps -o stat= -p $PPID | cut -c 1)" = S ]'
+    agent = shell(f"echo $$ > pids; until {asleep}; do :; done; kill -9 $PPID; sleep 1000", cwd=tmp_path)
     with pytest.raises(CommandError, match="guards the command was killed"):
-        # Once it sleeps, it has told the worker whom it guards.
-        asleep = '[ "$(ps -o stat= -p $PPID | cut -c 1)" = S ]'
-        await run(shell(f"echo $$ > pids; until {asleep}; do :; done; kill -9 $PPID; sleep 1000", cwd=tmp_path))
+        await run(agent)
     await gone(*await pids_in(tmp_path / "pids"))
+
+
+async def test_a_worker_may_have_thousands_of_files_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip(f"no more than {hard} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    with ExitStack() as files:
+        for _ in range(1200):
+            files.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        assert await run(shell("echo fine")) == "fine"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # With workers
