@@ -360,7 +360,7 @@ async def test_nor_do_those_of_which_some_were_answered_when_the_turn_was_cut_of
     def each(state: MessagesState) -> list[Send]:
         return [Send("search", call) for call in getattr(state["messages"][-1], "tool_calls", [])]
 
-    builder = StateGraph(MessagesState)
+    builder: Any = StateGraph(MessagesState)  # its types do not know that a Send has its own input
     builder.add_node("ask", asking(model))
     builder.add_node("search", search)
     builder.add_edge(START, "ask")
