@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -387,7 +388,7 @@ def test_a_chat_that_leaves_the_line_is_not_waited_for(db: psycopg.Connection) -
 # Interrupting
 
 
-def interrupted(db: psycopg.Connection, **columns: object) -> tuple[str, Row]:
+def interrupted(db: psycopg.Connection, **columns: Any) -> tuple[str, Row]:
     """A recall whose run a chat has interrupted, and the run."""
     name = add(db, "s1", **columns)
     run = claim_one(db)

@@ -62,6 +62,7 @@ SESSIONS = ["s1", "s2", "s3"]
 WORKERS = ["w1", "w2"]
 CRONS = {"*/10 * * * *": 10 * MINUTE, "@hourly": 60 * MINUTE}  # in UTC their grid is that of an interval
 ENDED = ("fired", "failed", "cancelled")
+FAR = datetime.max.replace(tzinfo=UTC)
 GOOD = ("success", "silent")
 
 
@@ -309,15 +310,16 @@ class Model:
             recall = self.recalls[one["recall_id"]]
             recall.status, recall.run_id, recall.worker_id = "running", one["run_id"], worker
             recall.nominal_at, recall.attempt = recall.trigger_at, recall.attempt + 1
-            recall.not_before, recall.deferred = None, False
+            recall.not_before = None
             session = self.sessions[recall.session_id]
             session.run_id, session.held_until = recall.run_id, None
             self.messages.add((recall.session_id, "system", _message_id(recall)))
         for one in deferred:
             recall = self.recalls[one["recall_id"]]
-            recall.not_before, recall.deferred = self.now + MINUTE, True
+            session = self.sessions[recall.session_id]
+            recall.not_before, recall.deferred = min(self.now + MINUTE, session.held_until or FAR), True
             recall.deferrals += 1
-            self.sessions[recall.session_id].has_waiting = True
+            session.has_waiting = True
         if claimed:
             old = self.leases[worker]
             if old is None or old <= self.now + lease * 0.66:
@@ -416,6 +418,8 @@ class Model:
             recall.status = "pending"
             recall.new_occurrence(following)
         elif recall.status == "running":
+            until = min(recall.end_at or self.now, self.now) + timedelta(microseconds=1)
+            self._record_missed(recall, recall.nominal_at, until)
             recall.status = status
         elif recall.status == "pending":
             recall.new_occurrence(recall.trigger_at)
@@ -452,9 +456,9 @@ class Model:
             return
         self.sessions[session_id] = Session()
         for recall in self.recalls.values() if session.has_waiting else ():
-            if recall.session_id == session_id and recall.deferred and recall.due_at is not None:
+            is_put_off = recall.deferred and recall.not_before is not None and recall.not_before > self.now
+            if recall.session_id == session_id and is_put_off and recall.due_at is not None:
                 recall.not_before = recall.trigger_at if recall.status == "running" else None
-                recall.deferred = False
 
 
 def _message_id(recall: Recall) -> str:
@@ -481,8 +485,8 @@ BROKEN: dict[str, LiteralString] = {
         where run.attempt > 0 and (select count(*) from pgrecall.session_messages as m
             where m.session_id = run.session_id
                 and m.id = pgrecall.occurrence_message_id(run.recall_id, run.nominal_at)) <> 1""",
-    "a deferral always ends": """select r.id from pgrecall.session_recalls as r
-        where r.defer_reason is not null and r.due_at is not null and r.not_before is null""",
+    "what was put off tells how often and since when": """select r.id from pgrecall.session_recalls as r
+        where r.status in ('pending', 'running') and (r.deferrals > 0) <> (r.deferred_since is not null)""",
 }
 
 
