@@ -40,31 +40,29 @@ $$;
 comment on function pgrecall._line_until(text) is
     'Until when somebody waits in line for a session; null: nobody does. Called with the session row locked.';
 
-create or replace function pgrecall._give_hold(session_id text, holder text, lease interval)
+create or replace function pgrecall._give_hold(session_id text, holder text, lease interval, at_time timestamptz)
 returns void
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_now timestamptz := pgrecall.clock();
 begin
     delete from pgrecall.session_waiters as waiter
     where waiter.session_id = _give_hold.session_id
-        and (waiter.holder = _give_hold.holder or waiter.until <= v_now);
+        and (waiter.holder = _give_hold.holder or waiter.until <= at_time);
     update pgrecall.sessions
     set holder = _give_hold.holder,
         run_id = null,
-        held_since = v_now,
-        held_until = v_now + _give_hold.lease,
-        active_at = v_now,
+        held_since = at_time,
+        held_until = at_time + _give_hold.lease,
+        active_at = at_time,
         interrupted_by = null,
         wanted_by = null,
         line_until = pgrecall._line_until(_give_hold.session_id)
     where sessions.id = _give_hold.session_id;
 end;
 $$;
-comment on function pgrecall._give_hold(text, text, interval) is
+comment on function pgrecall._give_hold(text, text, interval, timestamptz) is
     'Makes a session that is free the hold of a chat and takes the chat out of the line. Called by hold_session and _let_go, which hold the lock of the session row.';
 
 create or replace function pgrecall._let_go(session_id text)
@@ -93,7 +91,7 @@ begin
         order by waiter.id
         limit 1;
         if found then
-            perform pgrecall._give_hold(_let_go.session_id, v_next.holder, v_next.lease);
+            perform pgrecall._give_hold(_let_go.session_id, v_next.holder, v_next.lease, v_now);
             perform pg_notify('pgrecall_holds', 'granted ' || v_next.id);
             return;
         end if;
@@ -228,7 +226,7 @@ begin
     end if;
 
     if v_hold.kind is null then
-        perform pgrecall._give_hold(v_session.id, hold_session.holder, hold_session.lease);
+        perform pgrecall._give_hold(v_session.id, hold_session.holder, hold_session.lease, v_now);
         v_hold.kind := 'chat';
         v_hold.held := true;
         v_hold.holder := hold_session.holder;
