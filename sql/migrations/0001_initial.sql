@@ -461,6 +461,30 @@ comment on index pgrecall.deliveries_due is 'Serves claim_deliveries() and the t
 create index deliveries_of_session on pgrecall.deliveries (session_id);
 comment on index pgrecall.deliveries_of_session is 'Serves the cascade from sessions.';
 
+create table pgrecall.run_reports (
+    recall_id text not null,
+    nominal_at timestamptz not null,
+    run_id bigint not null,
+    reply text,
+    silent boolean not null,
+    error text,
+    usage jsonb,
+    messages jsonb,
+    created_at timestamptz not null,
+    primary key (recall_id, nominal_at)
+);
+comment on table pgrecall.run_reports is
+    'What was reported with report_run() about occurrences whose agent handed its work to somebody else, until the waiting run ends so. Few rows, and short-lived.';
+comment on column pgrecall.run_reports.recall_id is 'The recall, and nominal_at which of its occurrences.';
+comment on column pgrecall.run_reports.nominal_at is 'The time that the occurrence was wanted for.';
+comment on column pgrecall.run_reports.run_id is 'The run that the report was made about; a later try of the occurrence takes it as well.';
+comment on column pgrecall.run_reports.reply is 'What the agent answers; null or empty: nothing.';
+comment on column pgrecall.run_reports.silent is 'There is nothing to say, and that is a success.';
+comment on column pgrecall.run_reports.error is 'Why the run has failed; null: it has not.';
+comment on column pgrecall.run_reports.usage is 'Tokens, cost, turns: what the agent used.';
+comment on column pgrecall.run_reports.messages is 'What the session gets in place of the reply; null: the reply.';
+comment on column pgrecall.run_reports.created_at is 'When it was reported.';
+
 create table pgrecall.workers (
     id text primary key
         constraint worker_id_must_have_1_to_255_characters check (length(id) between 1 and 255),

@@ -183,6 +183,7 @@ begin
             from pgrecall.recall_runs as run
             where run.id = finish.run_id
         );
+        perform pgrecall._forget_reports(finish.recall_id);
         return query
         select
             exists (select from pgrecall.recall_runs as run where run.id = finish.run_id and run.outcome <> 'lost'),
@@ -206,6 +207,7 @@ begin
         v_now, v_recall.worker_id, v_recall.attempt, finish.outcome, finish.reason, finish.reply, finish.error,
         finish.usage
     );
+    perform pgrecall._queue_delivery(v_recall, finish.run_id, finish.reply, finish.outcome, finish.started_at);
     if finish.append_reply and btrim(finish.reply, E' \t\r\n') <> '' then
         insert into pgrecall.session_messages (session_id, id, role, content, metadata)
         values (
@@ -254,6 +256,7 @@ begin
         );
     end if;
     perform pgrecall._free_session(v_recall.session_id, finish.run_id);
+    perform pgrecall._forget_reports(v_recall.id);
 
     return query
     select true, ended.status, ended.trigger_at, ended.due_at, ended.attempt
