@@ -143,20 +143,18 @@ as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := pgrecall.clock();
+    v_delay interval := pgrecall._delivery_delay(end_delivery.attempt);
     v_again timestamptz;
 begin
     if end_delivery.status is null or end_delivery.status not in ('pending', 'delivered', 'failed') then
         raise exception 'status is %, which is not how an attempt ends', quote_nullable(left(end_delivery.status, 100))
             using errcode = 'PR005', hint = 'It is delivered, failed, or pending for another attempt.';
     end if;
-    if end_delivery.status = 'pending' then
-        v_again := v_now + greatest(
-            pgrecall._delivery_delay(end_delivery.attempt),
-            case
-                when pgrecall._delivery_delay(end_delivery.attempt) is not null
-                    then least(end_delivery.retry_after, interval '1 day')
-            end
-        );
+    if end_delivery.status = 'pending' and v_delay is not null then
+        v_again := v_now + v_delay;
+        if end_delivery.retry_after is not null then
+            v_again := greatest(v_again, v_now + least(end_delivery.retry_after, interval '1 day'));
+        end if;
     end if;
     update pgrecall.deliveries as tried
     set status = case
