@@ -1,10 +1,11 @@
 """pgrecall lets an AI agent be woken later: a row in Postgres becomes due, and the agent runs in its session."""
 
 from pgrecall._version import __version__
-from pgrecall.agents import Agent, AgentFactory, CurrentRecall, Retry, current_recall
+from pgrecall.agents import Agent, AgentFactory, CurrentRecall, GiveUp, Retry, RunResult, current_recall
 from pgrecall.client import RecallScheduler, SyncRecallScheduler
 from pgrecall.errors import (
     AgentError,
+    HoldLostError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
@@ -14,10 +15,12 @@ from pgrecall.errors import (
     SchemaMissingError,
     SchemaOutdatedError,
     SchemaTooNewError,
+    SessionHeldError,
     SessionNotFoundError,
     SettingsError,
 )
-from pgrecall.model import Recall, RecallRun
+from pgrecall.holds import Hold, SyncHold
+from pgrecall.model import HeldSession, Recall, RecallRun, Settings
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
 
@@ -26,6 +29,10 @@ __all__ = [
     "AgentError",
     "AgentFactory",
     "CurrentRecall",
+    "GiveUp",
+    "HeldSession",
+    "Hold",
+    "HoldLostError",
     "InvalidRecallError",
     "PostgresSessionStore",
     "Recall",
@@ -36,14 +43,18 @@ __all__ = [
     "RecallScheduler",
     "RecallStateError",
     "Retry",
+    "RunResult",
     "SchemaError",
     "SchemaMissingError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "Session",
+    "SessionHeldError",
     "SessionNotFoundError",
     "SessionStore",
+    "Settings",
     "SettingsError",
+    "SyncHold",
     "SyncRecallScheduler",
     "Worker",
     "__version__",

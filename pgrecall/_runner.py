@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,11 +18,11 @@ import psycopg
 
 from pgrecall import calls
 from pgrecall._backoff import Backoff
-from pgrecall.agents import CurrentRecall, Retry, describe, running
-from pgrecall.database import AsyncDatabase
+from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, describe, running
+from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
 from pgrecall.model import ClaimRow, Finished
-from pgrecall.sessions import SessionStore, put_message
+from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
 from pgrecall.telemetry import logger
 
 #: A deadline must be a date: nobody notices the difference.
@@ -48,6 +48,8 @@ class Ending:
     retry: bool = False
     retry_after: timedelta | None = None
     counted: bool = True
+    usage: Mapping[str, Any] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(slots=True)
@@ -56,7 +58,6 @@ class Run:
 
     Attributes:
         recall: What the agent can know.
-        message_id: The id of the message that the occurrence puts into its session.
         timeout: Wall-clock limit in seconds.
         scope: Cancelled to stop the run.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
@@ -65,7 +66,6 @@ class Run:
     """
 
     recall: CurrentRecall
-    message_id: str
     timeout: float
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
@@ -85,29 +85,32 @@ class Runner:
 
     Args:
         worker_id: Whose runs.
-        database: Where to tell the outcome.
         open_agent: Gives, for each run, an async context manager that yields the agent.
-        store: The host's own store, which gets the recall's message first. None: the claim has put it into ours.
+        scheduler: What a run schedules with; its connections tell the outcome.
+        store: Where the sessions' messages are. A host's own store gets the recall's message, and what the agent said,
+            from here; the default one has the former by the claim, and gets the latter with the outcome.
         clock: The database's time now.
-        timeout: Wall-clock limit of a run in seconds, unless its recall has its own.
+        timeout: Wall-clock limit of a run in seconds, unless its recall has its own. None: that of the settings.
         patience: Seconds after which a statement is taken for lost.
     """
 
     def __init__(
         self,
         worker_id: str,
-        database: AsyncDatabase,
         open_agent: Callable[[], Any],
-        store: SessionStore | None,
+        scheduler: RecallScheduler,
+        store: SessionStore,
         *,
         clock: Callable[[], datetime],
-        timeout: float,
+        timeout: float | None,
         patience: float,
     ) -> None:
         self._worker_id = worker_id
-        self._database = database
+        self._database = scheduler.database
         self._open_agent = open_agent
+        self._scheduler = scheduler
         self._store = store
+        self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._clock = clock
         self._timeout = timeout
         self._patience = patience
@@ -115,7 +118,8 @@ class Runner:
     def begin(self, row: ClaimRow) -> Run:
         """The run of a claimed recall, not started yet."""
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
-        timeout = float(row.timeout_seconds or self._timeout)
+        timeout = float(row.timeout_seconds or self._timeout or row.default_timeout_seconds)
+        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         recall = CurrentRecall(
             recall_id=row.recall_id,
             run_id=row.run_id,
@@ -133,10 +137,16 @@ class Runner:
             additional_context_message=row.additional_context_message,
             internal_comment=row.internal_comment,
             metadata=row.metadata,
+            text=row.model_text or row.additional_context_message,
+            time_zone=row.time_zone,
+            chain_depth=row.chain_depth,
+            message_id=f"recall:{row.recall_id}:{nominal}",
+            store=self._store,
+            scheduler=self._scheduler,
+            _clock=self._clock,
             _stop=anyio.Event(),
         )
-        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return Run(recall=recall, message_id=f"recall:{row.recall_id}:{nominal}", timeout=timeout)
+        return Run(recall=recall, timeout=timeout)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
@@ -156,7 +166,7 @@ class Runner:
         started = time.monotonic()
         ending: Ending | None = None
         try:
-            ending = await run_agent(run, self._open_agent, self._store, self._clock)
+            ending = await run_agent(run, self._open_agent, self._host_store, self._clock)
         finally:
             if ending is None:
                 # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
@@ -188,7 +198,9 @@ class Runner:
                 retry=ending.retry,
                 retry_after=ending.retry_after,
                 counted=ending.counted,
-                append_reply=self._store is None,
+                usage=ending.usage,
+                append_reply=self._host_store is None,
+                messages=ending.messages if self._host_store is None else None,
             )
             try:
                 async with asyncio.timeout(self._patience):
@@ -223,8 +235,14 @@ def _log_ending(log: Any, ending: Ending, finished: Finished | None, seconds: fl
         return
     next_due_at = finished.due_at.isoformat() if finished.due_at else None
     match ending.outcome:
-        case "success":
-            log.info("recall_fired", seconds=seconds, status=finished.status, next_trigger_at=next_due_at)
+        case "success" | "silent":
+            log.info(
+                "recall_fired",
+                seconds=seconds,
+                outcome=ending.outcome,
+                status=finished.status,
+                next_trigger_at=next_due_at,
+            )
         case "skipped":
             log.warning("session_missing")
         case "interrupted":
@@ -254,7 +272,6 @@ async def run_agent(
         store: The host's own store, which gets the recall's message first. None: the claim has put it into ours.
     """
     recall = run.recall
-    reply: str | None = None
     ending: Ending | None = None
     if run.stop_reason is not None:
         return stopped(run)  # a cancelled task would still run to its first await
@@ -269,9 +286,13 @@ async def run_agent(
                         reply = await agent.run(
                             session_id=recall.session_id, user_message=recall.additional_context_message
                         )
-                        ending = _success(reply)
+                        ending = _ending_of(reply)
+                        if store is not None and ending.messages is not None:
+                            await _save(store, run, ending.messages)
         except Retry as request:
-            ending = Ending(outcome="error", error=describe(request), retry=True, retry_after=request.after)
+            ending = _retry(request)
+        except GiveUp as request:
+            ending = _gave_up(request)
         except TimeoutError as error:
             if limit.cancelled_caught:
                 ending = Ending(outcome="timeout", error=f"still running after {run.timeout:g} s")
@@ -307,10 +328,56 @@ def stopped(run: Run) -> Ending:
             return Ending(outcome="interrupted", reason=reason or "cancelled from outside")
 
 
-def _success(reply: Any) -> Ending:
-    if reply is not None and not isinstance(reply, str):
-        return Ending(outcome="error", error=f"the agent returned {type(reply).__name__}, but a reply is a str or None")
-    return Ending(outcome="success", reply=reply)
+def _retry(request: Retry) -> Ending:
+    return Ending(outcome="error", error=describe(request), retry=True, retry_after=request.after)
+
+
+def _gave_up(request: GiveUp) -> Ending:
+    return Ending(outcome="error", error=describe(request), reason=request.reason)
+
+
+def _ending_of(answer: Any) -> Ending:
+    """How a run ended whose agent has returned this."""
+    match answer:
+        case Retry():
+            return _retry(answer)
+        case GiveUp():
+            return _gave_up(answer)
+        case RunResult():
+            result = answer
+        case None | str():
+            result = RunResult(reply=answer)
+        case _:
+            return _unusable(f"the agent returned {type(answer).__name__}, but a reply is a str, None or a RunResult")
+    if result.reply is not None and not isinstance(result.reply, str):
+        return _unusable(f"the agent's RunResult has a {type(result.reply).__name__} as its reply, not a str")
+    for name, value in (("usage", result.usage), ("messages", result.messages)):
+        try:
+            calls.as_json(value if name == "usage" else list(value or ()))
+        except (RecallError, TypeError) as error:
+            return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
+    return Ending(
+        outcome="silent" if result.silent else "success",
+        reply=result.reply,
+        usage=result.usage,
+        messages=result.messages,
+    )
+
+
+def _unusable(error: str) -> Ending:
+    return Ending(outcome="error", error=error)
+
+
+async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Adds what the agent said to the host's session, with the ids that the default store gives."""
+    session = await store.get(run.recall.session_id)
+    if session is None:
+        return
+    replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
+    for place, message in enumerate(messages, 1):
+        name = "reply" if replies and place == replies[-1] else str(place)
+        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}"})
+    await store.save(session)
 
 
 async def _put_into(store: SessionStore, run: Run) -> bool:
@@ -318,12 +385,12 @@ async def _put_into(store: SessionStore, run: Run) -> bool:
     session = await store.get(run.recall.session_id)
     if session is None:
         return False
-    message = {
-        "id": run.message_id,
+    message: Message = {
+        "id": run.recall.message_id,
         "role": "system",
         "content": f"[Scheduled recall] {run.recall.additional_context_message}",
         "metadata": {"recall_id": run.recall.recall_id, "run_id": run.recall.run_id},
     }
-    if put_message(session, message):
+    if put_message(session, message, model_text=run.recall.text):
         await store.save(session)
     return True

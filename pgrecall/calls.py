@@ -19,9 +19,15 @@ from pgrecall.model import (
     DeliveryClaim,
     DeliveryStatus,
     Finished,
+    HeldSession,
+    IfHeld,
+    OnInterrupt,
+    OnMaxDefer,
     Recall,
     RecallRun,
     Report,
+    SessionHold,
+    Settings,
 )
 
 T = TypeVar("T")
@@ -156,6 +162,12 @@ def schedule_recall(
     timeout_seconds: int | None,
     idempotency_key: str | None,
     metadata: Mapping[str, Any] | None,
+    idle_for_seconds: int | None,
+    max_defer_seconds: int | None,
+    on_max_defer: OnMaxDefer | None,
+    on_interrupt: OnInterrupt | None,
+    pause_after_failures: int | None,
+    deliver_to: str | None,
 ) -> Call[Recall]:
     """`pgrecall.schedule_recall`."""
     return Call(
@@ -175,6 +187,12 @@ def schedule_recall(
             timeout_seconds=_integer("timeout_seconds", timeout_seconds),
             idempotency_key=_text("idempotency_key", idempotency_key),
             metadata=_object("metadata", metadata),
+            idle_for_seconds=_integer("idle_for_seconds", idle_for_seconds),
+            max_defer_seconds=_integer("max_defer_seconds", max_defer_seconds),
+            on_max_defer=_text("on_max_defer", on_max_defer),
+            on_interrupt=_text("on_interrupt", on_interrupt),
+            pause_after_failures=_integer("pause_after_failures", pause_after_failures),
+            deliver_to=_text("deliver_to", deliver_to),
         ),
         Recall,
     )
@@ -254,6 +272,71 @@ def get_runs(recall_id: str, limit: int) -> Call[RecallRun]:
     return Call("get_runs", {"recall_id": _text("recall_id", recall_id), "limit": _integer("limit", limit)}, RecallRun)
 
 
+def pause_recall(recall_id: str, reason: str | None, paused_until: datetime | None) -> Call[Recall]:
+    """`pgrecall.pause_recall`."""
+    return Call(
+        "pause_recall",
+        {"recall_id": _text("recall_id", recall_id)}
+        | _given(reason=_text("reason", reason), paused_until=_aware("paused_until", paused_until)),
+        Recall,
+    )
+
+
+def resume_recall(recall_id: str) -> Call[Recall]:
+    """`pgrecall.resume_recall`."""
+    return Call("resume_recall", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def pause_all(reason: str | None, paused_until: datetime | None) -> Call[Settings]:
+    """`pgrecall.pause_all`."""
+    return Call(
+        "pause_all",
+        _given(reason=_text("reason", reason), paused_until=_aware("paused_until", paused_until)),
+        Settings,
+    )
+
+
+def resume_all() -> Call[Settings]:
+    """`pgrecall.resume_all`."""
+    return Call("resume_all", {}, Settings)
+
+
+def hold_session(session_id: str, holder: str, lease: timedelta, if_held: IfHeld) -> Call[SessionHold]:
+    """`pgrecall.hold_session`."""
+    return Call(
+        "hold_session",
+        {
+            "session_id": _text("session_id", session_id),
+            "holder": _text("holder", holder),
+            "lease": lease,
+            "if_held": _text("if_held", if_held),
+        },
+        SessionHold,
+    )
+
+
+def renew_hold(session_id: str, holder: str, lease: timedelta) -> Call[bool]:
+    """`pgrecall.renew_hold`."""
+    return Call("renew_hold", {"session_id": session_id, "holder": holder, "lease": lease})
+
+
+def free_session(session_id: str, holder: str | None) -> Call[bool]:
+    """`pgrecall.free_session`."""
+    return Call(
+        "free_session", {"session_id": _text("session_id", session_id)} | _given(holder=_text("holder", holder))
+    )
+
+
+def touch_session(session_id: str) -> Call[bool]:
+    """`pgrecall.touch_session`."""
+    return Call("touch_session", {"session_id": _text("session_id", session_id)})
+
+
+def get_holds(session_id: str | None) -> Call[HeldSession]:
+    """`pgrecall.get_holds`."""
+    return Call("get_holds", _given(session_id=_text("session_id", session_id)), HeldSession)
+
+
 def claim(worker_id: str, up_to: int, lease: timedelta, inject: bool) -> Call[ClaimRow]:
     """`pgrecall.claim`."""
     return Call("claim", {"worker_id": worker_id, "up_to": up_to, "lease": lease, "inject": inject}, ClaimRow)
@@ -273,6 +356,7 @@ def finish(
     retry_after: timedelta | None = None,
     counted: bool = True,
     append_reply: bool = False,
+    messages: Sequence[Mapping[str, Any]] | None = None,
 ) -> Call[Finished]:
     """`pgrecall.finish`."""
     return Call(
@@ -288,6 +372,7 @@ def finish(
             retry_after=retry_after,
             counted=counted,
             append_reply=append_reply,
+            messages=None if messages is None else as_json(list(messages)),
         ),
         Finished,
     )

@@ -15,7 +15,19 @@ import anyio.to_thread
 import psycopg
 
 from pgrecall import calls, database
-from pgrecall.model import CallType, Delivery, DeliveryStatus, Recall, RecallRun
+from pgrecall.holds import Hold, Line, SyncHold
+from pgrecall.model import (
+    CallType,
+    Delivery,
+    DeliveryStatus,
+    HeldSession,
+    IfHeld,
+    OnInterrupt,
+    OnMaxDefer,
+    Recall,
+    RecallRun,
+    Settings,
+)
 
 
 class RecallScheduler:
@@ -36,6 +48,7 @@ class RecallScheduler:
     def __init__(self, dsn: str | None = None, *, pool_size: int = 4, patience: float = 30.0) -> None:
         self.dsn = database.conninfo(dsn)
         self.database = database.AsyncDatabase(self.dsn, size=pool_size, patience=patience)
+        self._line = Line(self.dsn)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,6 +85,12 @@ class RecallScheduler:
         timeout_seconds: int | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        idle_for_seconds: int | None = None,
+        max_defer_seconds: int | None = None,
+        on_max_defer: OnMaxDefer | None = None,
+        on_interrupt: OnInterrupt | None = None,
+        pause_after_failures: int | None = None,
+        deliver_to: str | None = None,
         connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -88,9 +107,15 @@ class RecallScheduler:
             time_zone: IANA name such as `Europe/Paris`; required with cron.
             end_at: No occurrence after this time. None: no end.
             max_attempts: Runs that an occurrence may take. Default 3.
-            timeout_seconds: Wall-clock limit of one run. None: the worker's.
+            timeout_seconds: Wall-clock limit of one run. None: the worker's, else that of the settings (600).
             idempotency_key: A second call with the same key and session returns the first one's recall.
             metadata: JSON for the host; the run sees it in `current_recall()`.
+            idle_for_seconds: Not before nobody has spoken with the agent for so long. None: at once.
+            max_defer_seconds: The longest that an occurrence is put off, from its first deferral. Default 86400.
+            on_max_defer: What happens then. `run` (the default): as soon as the chat's present lease ends. `skip`.
+            on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
+            pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
+            deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
@@ -116,6 +141,12 @@ class RecallScheduler:
             timeout_seconds=timeout_seconds,
             idempotency_key=idempotency_key,
             metadata=metadata,
+            idle_for_seconds=idle_for_seconds,
+            max_defer_seconds=max_defer_seconds,
+            on_max_defer=on_max_defer,
+            on_interrupt=on_interrupt,
+            pause_after_failures=pause_after_failures,
+            deliver_to=deliver_to,
         )
         return (await self.database.run(call, connection))[0]
 
@@ -225,6 +256,114 @@ class RecallScheduler:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return await self.database.run(calls.get_runs(recall_id, limit), connection)
+
+    async def pause_recall(
+        self,
+        recall_id: str,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Recall:
+        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended.
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (await self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
+
+    async def resume_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+        """
+        return (await self.database.run(calls.resume_recall(recall_id), connection))[0]
+
+    async def pause_all(
+        self,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Settings:
+        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
+
+        Raises:
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (await self.database.run(calls.pause_all(reason, paused_until), connection))[0]
+
+    async def resume_all(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Settings:
+        """Ends the pause of everything."""
+        return (await self.database.run(calls.resume_all(), connection))[0]
+
+    def hold_session(
+        self,
+        session_id: str,
+        *,
+        holder: str | None = None,
+        lease: float = 30.0,
+        if_held: IfHeld = "refuse",
+        wait: float | None = None,
+    ) -> Hold:
+        """Holds a session for a live chat, as a context manager: inside the block no run starts in it.
+
+        The hold is renewed in the background, ends with the block, and after a crash with its lease. Recalls that came
+        due meanwhile run when it ends.
+
+        Args:
+            session_id: The session.
+            holder: Who holds it, for others to see, 1 to 255 characters. None: a name made of host and process.
+            lease: Seconds for which the hold is good without a renewal, 0.1 to 86400.
+            if_held: If somebody else has the session: `refuse` raises, `wait` waits in line, `interrupt` waits too and,
+                if it is a run, tells the run to stop.
+            wait: Seconds to wait in line. None: as long as it takes.
+
+        Raises:
+            SessionHeldError: On entering: somebody else has the session (and had it for the whole of `wait`).
+            HoldLostError: On leaving: the hold ended before, because it could not be renewed or a recall that was put
+                off for its max_defer_seconds wants the session.
+            SessionNotFoundError: On entering: there is no such session.
+            SettingsError: lease or wait makes no sense.
+        """
+        return Hold(
+            self.database,
+            self._line,
+            session_id,
+            holder=holder,
+            lease=lease,
+            if_held=if_held,
+            wait=wait,
+        )
+
+    async def free_session(
+        self, session_id: str, *, holder: str | None = None, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> bool:
+        """Ends a chat's hold on a session, or its waiting for one; True if there was something to end.
+
+        Args:
+            session_id: The session.
+            holder: Whose hold. None is for operators: whoever's it is; a run that is alive is not ended.
+            connection: The caller's own psycopg connection.
+        """
+        return (await self.database.run(calls.free_session(session_id, holder), connection))[0]
+
+    async def touch_session(self, session_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> bool:
+        """Records that somebody has just spoken with the agent, for recalls with idle_for_seconds.
+
+        Returns:
+            False if there is no such session.
+        """
+        return (await self.database.run(calls.touch_session(session_id), connection))[0]
+
+    async def get_holds(
+        self, session_id: str | None = None, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[HeldSession]:
+        """Who has which session since when, oldest first; of one session or of all."""
+        return await self.database.run(calls.get_holds(session_id), connection)
 
     async def report_run(
         self,
@@ -350,6 +489,12 @@ class SyncRecallScheduler:
         timeout_seconds: int | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        idle_for_seconds: int | None = None,
+        max_defer_seconds: int | None = None,
+        on_max_defer: OnMaxDefer | None = None,
+        on_interrupt: OnInterrupt | None = None,
+        pause_after_failures: int | None = None,
+        deliver_to: str | None = None,
         connection: psycopg.Connection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -366,9 +511,15 @@ class SyncRecallScheduler:
             time_zone: IANA name such as `Europe/Paris`; required with cron.
             end_at: No occurrence after this time. None: no end.
             max_attempts: Runs that an occurrence may take. Default 3.
-            timeout_seconds: Wall-clock limit of one run. None: the worker's.
+            timeout_seconds: Wall-clock limit of one run. None: the worker's, else that of the settings (600).
             idempotency_key: A second call with the same key and session returns the first one's recall.
             metadata: JSON for the host; the run sees it in `current_recall()`.
+            idle_for_seconds: Not before nobody has spoken with the agent for so long. None: at once.
+            max_defer_seconds: The longest that an occurrence is put off, from its first deferral. Default 86400.
+            on_max_defer: What happens then. `run` (the default): as soon as the chat's present lease ends. `skip`.
+            on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
+            pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
+            deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
@@ -394,6 +545,12 @@ class SyncRecallScheduler:
             timeout_seconds=timeout_seconds,
             idempotency_key=idempotency_key,
             metadata=metadata,
+            idle_for_seconds=idle_for_seconds,
+            max_defer_seconds=max_defer_seconds,
+            on_max_defer=on_max_defer,
+            on_interrupt=on_interrupt,
+            pause_after_failures=pause_after_failures,
+            deliver_to=deliver_to,
         )
         return (self.database.run(call, connection))[0]
 
@@ -501,6 +658,114 @@ class SyncRecallScheduler:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return self.database.run(calls.get_runs(recall_id, limit), connection)
+
+    def pause_recall(
+        self,
+        recall_id: str,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> Recall:
+        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended.
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
+
+    def resume_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+        """
+        return (self.database.run(calls.resume_recall(recall_id), connection))[0]
+
+    def pause_all(
+        self,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> Settings:
+        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
+
+        Raises:
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (self.database.run(calls.pause_all(reason, paused_until), connection))[0]
+
+    def resume_all(self, *, connection: psycopg.Connection[Any] | None = None) -> Settings:
+        """Ends the pause of everything."""
+        return (self.database.run(calls.resume_all(), connection))[0]
+
+    def hold_session(
+        self,
+        session_id: str,
+        *,
+        holder: str | None = None,
+        lease: float = 30.0,
+        if_held: IfHeld = "refuse",
+        wait: float | None = None,
+    ) -> SyncHold:
+        """Holds a session for a live chat, as a context manager: inside the block no run starts in it.
+
+        The hold is renewed in the background, ends with the block, and after a crash with its lease. Recalls that came
+        due meanwhile run when it ends.
+
+        Args:
+            session_id: The session.
+            holder: Who holds it, for others to see, 1 to 255 characters. None: a name made of host and process.
+            lease: Seconds for which the hold is good without a renewal, 0.1 to 86400.
+            if_held: If somebody else has the session: `refuse` raises, `wait` waits in line, `interrupt` waits too and,
+                if it is a run, tells the run to stop.
+            wait: Seconds to wait in line. None: as long as it takes.
+
+        Raises:
+            SessionHeldError: On entering: somebody else has the session (and had it for the whole of `wait`).
+            HoldLostError: On leaving: the hold ended before, because it could not be renewed or a recall that was put
+                off for its max_defer_seconds wants the session.
+            SessionNotFoundError: On entering: there is no such session.
+            SettingsError: lease or wait makes no sense.
+        """
+        return SyncHold(
+            self.database,
+            self.dsn,
+            session_id,
+            holder=holder,
+            lease=lease,
+            if_held=if_held,
+            wait=wait,
+        )
+
+    def free_session(
+        self, session_id: str, *, holder: str | None = None, connection: psycopg.Connection[Any] | None = None
+    ) -> bool:
+        """Ends a chat's hold on a session, or its waiting for one; True if there was something to end.
+
+        Args:
+            session_id: The session.
+            holder: Whose hold. None is for operators: whoever's it is; a run that is alive is not ended.
+            connection: The caller's own psycopg connection.
+        """
+        return (self.database.run(calls.free_session(session_id, holder), connection))[0]
+
+    def touch_session(self, session_id: str, *, connection: psycopg.Connection[Any] | None = None) -> bool:
+        """Records that somebody has just spoken with the agent, for recalls with idle_for_seconds.
+
+        Returns:
+            False if there is no such session.
+        """
+        return (self.database.run(calls.touch_session(session_id), connection))[0]
+
+    def get_holds(
+        self, session_id: str | None = None, *, connection: psycopg.Connection[Any] | None = None
+    ) -> list[HeldSession]:
+        """Who has which session since when, oldest first; of one session or of all."""
+        return self.database.run(calls.get_holds(session_id), connection)
 
     def report_run(
         self,

@@ -28,6 +28,7 @@ from pgrecall.errors import (
     RecallExistsError,
     RecallNotFoundError,
     RecallStateError,
+    SessionHeldError,
     SessionNotFoundError,
     SettingsError,
 )
@@ -116,6 +117,8 @@ def translate(error: psycopg.Error) -> RecallError | None:
             return RecallStateError(message, hint=hint)
         case "PR005":
             return InvalidRecallError(message, constraint=error.diag.constraint_name, hint=hint)
+        case "PR006":
+            return _held(message, detail, hint)
         case "23514" if error.diag.schema_name == "pgrecall" and error.diag.constraint_name:
             # The constraints are named as sentences.
             name = error.diag.constraint_name
@@ -125,6 +128,22 @@ def translate(error: psycopg.Error) -> RecallError | None:
         case state if state and state.startswith("22"):
             return InvalidRecallError(message, hint=hint)
     return None
+
+
+def _held(message: str, detail: str, hint: str) -> SessionHeldError:
+    told = json.loads(detail)
+    since, until = (told[name] and datetime.fromisoformat(told[name]).astimezone(UTC) for name in ("since", "until"))
+    return SessionHeldError(
+        message,
+        session_id=told["session_id"],
+        kind=told["kind"],
+        holder=told["holder"],
+        since=since,
+        until=until,
+        run_id=told["run_id"],
+        recall_id=told["recall_id"],
+        hint=hint,
+    )
 
 
 def _utc(value: Any) -> Any:

@@ -5,6 +5,8 @@ Errors of the driver that are none of these (a server that cannot be reached, a 
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class RecallError(Exception):
     """Base of all errors that pgrecall raises.
@@ -72,6 +74,56 @@ class InvalidRecallError(RecallError):
     def __init__(self, message: str, *, constraint: str | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.constraint = constraint
+
+
+class SessionHeldError(RecallError):
+    """Somebody else has the session: another chat, or a run.
+
+    Attributes:
+        session_id: The session.
+        kind: `chat`, `run`, or `line`: nobody has it, but another chat waits for it.
+        holder: The chat's name, or the worker of the run.
+        since: Since when, in UTC.
+        until: When the hold ends by itself unless it is renewed, in UTC; None for a run.
+        run_id: The run, or None.
+        recall_id: The run's recall, or None.
+    """
+
+    sqlstate = "PR006"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        session_id: str = "",
+        kind: str = "",
+        holder: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        run_id: int | None = None,
+        recall_id: str | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.session_id = session_id
+        self.kind = kind
+        self.holder = holder
+        self.since = since
+        self.until = until
+        self.run_id = run_id
+        self.recall_id = recall_id
+
+
+class HoldLostError(RecallError):
+    """A hold on a session ended before its holder let go: it could not be renewed, or a recall waited for too long.
+
+    Attributes:
+        session_id: The session.
+    """
+
+    def __init__(self, message: str, *, session_id: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.session_id = session_id
 
 
 class SchemaError(RecallError):

@@ -9,6 +9,9 @@ from typing import Any, Literal
 CallType = Literal["once", "recurring", "immediate"]
 Status = Literal["pending", "running", "fired", "failed", "cancelled"]
 DeliveryStatus = Literal["pending", "delivered", "failed"]
+OnMaxDefer = Literal["run", "skip"]
+OnInterrupt = Literal["retry", "skip"]
+IfHeld = Literal["refuse", "wait", "interrupt"]
 Outcome = Literal["success", "silent", "error", "timeout", "interrupted", "lost", "skipped", "missed"]
 
 
@@ -34,6 +37,15 @@ class Recall:
     end_at: datetime | None = None
     max_attempts: int = 3
     timeout_seconds: int | None = None
+    idle_for_seconds: int | None = None
+    max_defer_seconds: int = 86400
+    on_max_defer: OnMaxDefer = "run"
+    on_interrupt: OnInterrupt = "retry"
+    pause_after_failures: int | None = None
+    deliver_to: str | None = None
+    created_by: Literal["host", "agent"] = "host"
+    created_by_run_id: int | None = None
+    chain_depth: int = 0
     idempotency_key: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     nominal_at: datetime | None = None
@@ -41,6 +53,11 @@ class Recall:
     not_before: datetime | None = None
     deferrals: int = 0
     defer_reason: str | None = None
+    deferred_since: datetime | None = None
+    failures: int = 0
+    paused_at: datetime | None = None
+    paused_until: datetime | None = None
+    pause_reason: str | None = None
     run_id: int | None = None
     worker_id: str | None = None
     claimed_at: datetime | None = None
@@ -66,6 +83,8 @@ class RecallRun:
     reply: str | None
     error: str | None
     usage: dict[str, Any] | None
+    deferrals: int
+    defer_reason: str | None
     occurrences: int
     refused_at: datetime | None
 
@@ -88,9 +107,13 @@ class ClaimRow:
     max_attempts: int
     deferrals: int
     timeout_seconds: int | None
+    default_timeout_seconds: int
     additional_context_message: str
     internal_comment: str | None
     metadata: dict[str, Any]
+    model_text: str | None
+    time_zone: str
+    chain_depth: int
     defer_reason: str | None
 
 
@@ -150,3 +173,66 @@ class Report:
     usage: dict[str, Any] | None
     messages: list[dict[str, Any]] | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionHold:
+    """What `pgrecall.hold_session()` answers: who has the session; the type's comment says what each field means."""
+
+    session_id: str
+    held: bool
+    kind: Literal["chat", "run", "line"]
+    holder: str
+    since: datetime
+    until: datetime | None
+    run_id: int | None
+    recall_id: str | None
+    waiter_id: int | None
+    place: int | None
+    now_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldSession:
+    """One row of `pgrecall.get_holds()`.
+
+    Attributes:
+        held_session_id: The session.
+        kind: `chat` or `run`.
+        holder: The chat's name, or the run's worker.
+        since: Since when.
+        until: When it ends by itself unless it is renewed; None for a run.
+        run_id: The run.
+        recall_id: The run's recall.
+        interrupted_by: The chat that wants the run to stop.
+        chats_waiting: How many chats wait in line.
+        recalls_waiting: How many recalls were put off.
+    """
+
+    held_session_id: str
+    kind: Literal["chat", "run"]
+    holder: str
+    since: datetime
+    until: datetime | None
+    run_id: int | None
+    recall_id: str | None
+    interrupted_by: str | None
+    chats_waiting: int
+    recalls_waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The row of `pgrecall.settings`; the comments of its columns say what each means."""
+
+    timeout_seconds: int
+    max_runs_per_day: int | None
+    silent_token: str | None
+    message_template: str
+    paused_at: datetime | None
+    paused_until: datetime | None
+    pause_reason: str | None
+    agent_min_interval_seconds: int
+    agent_max_pending_per_user: int
+    agent_max_chain_depth: int
+    agent_recurring_days: int

@@ -51,7 +51,8 @@ class Session:
         id: The session's id.
         user_id: Its owner, or None.
         messages: The conversation as people see it, oldest first; append to add.
-        context: What the model is given. Messages in both lists are the same objects.
+        context: What the model is given. A message in both lists is one object, unless the model is given another
+            content than people see, as with the message of a recall.
     """
 
     id: str
@@ -61,30 +62,46 @@ class Session:
     _loaded: dict[str, Message] = field(default_factory=dict, repr=False)
 
 
-def put_message(session: HostSession | Mapping[str, Any], message: Message) -> bool:
+def put_message(session: HostSession | Mapping[str, Any], message: Message, *, model_text: str | None = None) -> bool:
     """Appends a message to a host's session and to its model context, where it is not there yet.
 
     Args:
         session: The host's session.
-        message: A message with an `id`.
+        message: A message with an `id`; `in_history` or `in_context` false leaves it out there.
+        model_text: What the model is given in place of the message's content. One that is there already is replaced: it
+            tells the attempt and the time.
 
     Returns:
-        Whether anything was appended. False: an earlier attempt had put it there.
+        Whether anything was changed. False: an earlier attempt had put it there.
 
     Raises:
         AgentError: The session has no list of messages.
     """
     context = _part(session, "context")
     inner = _part(context, "messages")
-    targets = [_part(session, "messages"), context if inner is None else inner]
-    if not isinstance(targets[0], list):
+    history = _part(session, "messages")
+    if not isinstance(history, list):
         raise AgentError(f"the host's session {type(session).__name__} has no list of messages")
-    appended = False
-    for target in targets:
-        if isinstance(target, list) and not any(_part(known, "id") == message["id"] for known in target):
-            target.append(message)
-            appended = True
-    return appended
+    kept = {name: value for name, value in message.items() if name not in ("in_history", "in_context")}
+    told = kept if model_text is None else {**kept, "content": model_text}
+    changed = False
+    if message.get("in_history", True):
+        changed = _put(history, kept, replace=False)
+    target = context if inner is None else inner
+    if isinstance(target, list) and message.get("in_context", True):
+        changed |= _put(target, told, replace=model_text is not None)
+    return changed
+
+
+def _put(target: list[Any], message: Message, *, replace: bool) -> bool:
+    for place, known in enumerate(target):
+        if _part(known, "id") == message["id"]:
+            if replace and isinstance(known, dict) and known.get("content") != message["content"]:
+                target[place] = message
+                return True
+            return False
+    target.append(message)
+    return True
 
 
 def _part(whole: Any, name: str) -> Any:
@@ -129,6 +146,7 @@ class PostgresSessionStore:
                 message.id,
                 message.role,
                 message.content,
+                message.model_text,
                 message.metadata,
                 message.created_at,
                 message.in_history,
@@ -149,7 +167,9 @@ class PostgresSessionStore:
             message = {name: row[name] for name in ("id", "role", "content", "metadata", "created_at")}
             if row["in_history"]:
                 session.messages.append(message)
-            if row["in_context"]:
+            if row["in_context"] and row["model_text"] is not None:
+                session.context.append({**message, "content": row["model_text"]})
+            elif row["in_context"]:
                 session.context.append(message)
         session._loaded = {row["id"]: row for row in self._rows(session)}
         return session
@@ -178,16 +198,19 @@ class PostgresSessionStore:
     @staticmethod
     def _rows(session: Session) -> list[Message]:
         """Every message of the session once, in order, as `append_messages` takes it."""
-        seen: dict[int, Message] = {}
-        history = {id(message) for message in session.messages}
-        context = {id(message) for message in session.context}
         for message in [*session.messages, *session.context]:
             if "id" not in message:
                 message["id"] = str(uuid.uuid4())
-            if id(message) not in seen:
-                row: Message = {name: message[name] for name in ("id", "role", "content") if name in message}
-                row["metadata"] = copy.deepcopy(message.get("metadata") or {})
-                row["in_history"] = id(message) in history
-                row["in_context"] = id(message) in context
-                seen[id(message)] = row
-        return list(seen.values())
+        history = {message["id"]: message for message in session.messages}
+        context = {message["id"]: message for message in session.context}
+        rows = []
+        for message_id, message in (history | {name: context[name] for name in context if name not in history}).items():
+            row: Message = {name: message[name] for name in ("id", "role", "content") if name in message}
+            row["metadata"] = copy.deepcopy(message.get("metadata") or {})
+            row["in_history"] = message_id in history
+            row["in_context"] = message_id in context
+            told = context.get(message_id, message).get("content")
+            if told != message.get("content"):
+                row["model_text"] = told
+            rows.append(row)
+        return rows

@@ -71,7 +71,8 @@ class Worker:
         lease: For how many seconds a claim is good without a renewal. Default 30. Shorter means a quicker rescue after
             a crash that nobody could notice, longer means more patience with a slow network.
         safety_interval: At most so many seconds between two looks, in case a notification was lost. Default 60.
-        timeout: Wall-clock limit of a run in seconds, unless its recall has its own. Default 600.
+        timeout: Wall-clock limit of a run in seconds, unless its recall has its own. None: that of pgrecall.settings,
+            which is 600 unless somebody changed it.
         grace: How many seconds a stopping worker lets its runs finish. Default 30.
         reconnect_grace: For how many seconds all connections of this worker may be gone before the others take it for
             dead and start its runs again; it stops them itself after 0.6 of that. Default 0.5, at most 60. None: only
@@ -97,7 +98,7 @@ class Worker:
         concurrency: int = 3,
         lease: float = 30.0,
         safety_interval: float = 60.0,
-        timeout: float = 600.0,
+        timeout: float | None = None,
         grace: float = 30.0,
         reconnect_grace: float | None = 0.5,
         listen_dsn: str | None = None,
@@ -106,9 +107,14 @@ class Worker:
     ) -> None:
         if concurrency < 1 or concurrency % 1:
             raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
-        seconds = {"lease": lease, "safety_interval": safety_interval, "timeout": timeout}
-        for name, value in (seconds | ({} if poll_interval is None else {"poll_interval": poll_interval})).items():
-            if not (value > 0 and math.isfinite(value)):
+        seconds = {
+            "lease": lease,
+            "safety_interval": safety_interval,
+            "timeout": timeout,
+            "poll_interval": poll_interval,
+        }
+        for name, value in seconds.items():
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} is {value}, but must be greater than 0")
         if not _SHORTEST_LEASE <= lease <= _LONGEST_LEASE:
             raise SettingsError(f"lease is {lease}, but must be {_SHORTEST_LEASE:g} to {_LONGEST_LEASE:g} seconds")
@@ -140,9 +146,9 @@ class Worker:
         self._clock = ServerClock()
         self._runner = Runner(
             self.worker_id,
-            self._database,
             agent_opener(agent),
-            self._host_store,
+            self._scheduler,
+            store or PostgresSessionStore(self._scheduler),
             clock=self._clock.now,
             timeout=timeout,
             patience=self._patience,
@@ -563,7 +569,7 @@ async def recall_scheduler_loop(
     concurrency: int = 3,
     lease: float = 30.0,
     safety_interval: float = 60.0,
-    timeout: float = 600.0,
+    timeout: float | None = None,
     grace: float = 30.0,
     reconnect_grace: float | None = 0.5,
     listen_dsn: str | None = None,
@@ -582,7 +588,7 @@ async def recall_scheduler_loop(
         concurrency: As for Worker, like all that follow.
         lease: Seconds.
         safety_interval: Seconds.
-        timeout: Seconds.
+        timeout: Seconds, or None.
         grace: Seconds.
         reconnect_grace: Seconds, or None.
         listen_dsn: Where to LISTEN, if the scheduler's DSN goes through a transaction pooler.

@@ -28,6 +28,8 @@ select not exists (select from pgrecall.migrations where version = 1) as needed 
 \endif
 \ir routines/10_version.sql
 \ir routines/40_schedule.sql
+\ir routines/43_pause.sql
+\ir routines/45_holds.sql
 \ir routines/50_claim.sql
 \ir routines/52_lifelines.sql
 \ir routines/60_outcome.sql

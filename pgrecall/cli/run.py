@@ -55,7 +55,7 @@ def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: s
     "--lease", type=times.seconds, metavar="TIME", default="30s", show_default=True, help="How long a claim is good."
 )
 @click.option(
-    "--timeout", type=times.seconds, metavar="TIME", default="10m", show_default=True, help="Limit of one run."
+    "--timeout", type=times.seconds, metavar="TIME", help="Limit of one run. Default: that of the settings, 10m."
 )
 @click.option(
     "--grace", type=times.seconds, metavar="TIME", default="30s", show_default=True, help="For runs, when stopping."

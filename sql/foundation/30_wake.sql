@@ -91,6 +91,7 @@ begin
         then
             new.attempt := 0;
             new.deferrals := 0;
+            new.deferred_since := null;
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
             new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
             new.defer_reason := null;
@@ -101,11 +102,17 @@ begin
         end if;
         -- Ended without a run, by a function or by a plain UPDATE: the occurrence leaves a row all the same.
         if old.status in ('pending', 'running') and new.status in ('fired', 'failed', 'cancelled') then
-            insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+            insert into pgrecall.recall_runs (
+                recall_id, session_id, nominal_at, finished_at, deferrals, defer_reason, outcome, reason
+            )
             values (
-                old.id, old.session_id, old.trigger_at, new.updated_at,
+                old.id, old.session_id, old.trigger_at, new.updated_at, old.deferrals, old.defer_reason,
                 case when new.status = 'fired' then 'success' else 'skipped' end,
-                case when new.status = 'fired' then 'marked as fired' else new.status end
+                case
+                    when new.status = 'fired' then 'marked as fired'
+                    when new.last_error is distinct from old.last_error then coalesce(new.last_error, new.status)
+                    else new.status
+                end
             );
         end if;
     elsif new.session_id is distinct from old.session_id then
@@ -166,3 +173,19 @@ end;
 $$;
 comment on function pgrecall._before_recalls_truncate() is
     'Stops all runs when session_recalls is truncated, and records every occurrence that had not ended. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';
+
+create or replace function pgrecall._after_settings_update()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- While all is paused the workers do not wait for what is due (see claim): they must hear of the end.
+    perform pg_notify('pgrecall', 'due 0');
+    return null;
+end;
+$$;
+comment on function pgrecall._after_settings_update() is
+    'Makes every worker look now. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';

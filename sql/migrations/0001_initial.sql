@@ -131,6 +131,10 @@ comment on column pgrecall.sessions.has_waiting is
 comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessions is
     'A chat''s hold ends by itself: a chat server that died cannot keep a session.';
 
+-- Of held_until and not of holder: a run leaves that one null, so claims and outcomes stay updates in place.
+create index sessions_held_until on pgrecall.sessions (held_until) where held_until is not null;
+comment on index pgrecall.sessions_held_until is 'Serves get_holds(): the sessions that chats hold.';
+
 create table pgrecall.session_waiters (
     id bigint primary key generated always as identity,
     session_id text not null
@@ -146,6 +150,22 @@ comment on table pgrecall.session_waiters is
 comment on column pgrecall.session_waiters.id is 'Told on channel pgrecall_holds, as ''granted <id>'', when the session becomes its own.';
 comment on column pgrecall.session_waiters.until is 'Forgotten after this time, unless it asks again.';
 comment on column pgrecall.session_waiters.lease is 'How long its hold will be good.';
+
+create type pgrecall.session_hold as (
+    session_id text,
+    held boolean,
+    kind text,
+    holder text,
+    since timestamptz,
+    until timestamptz,
+    run_id bigint,
+    recall_id text,
+    waiter_id bigint,
+    place integer,
+    now_at timestamptz
+);
+comment on type pgrecall.session_hold is
+    'Who has a session. held: the caller of hold_session() has it. kind: chat, run, or line (it is free, but somebody else waits for it and comes first). holder, since, until: who, since when, and when it ends by itself unless renewed (null: a run, for which its worker''s lease decides). run_id, recall_id: the run. waiter_id: told as ''granted <waiter_id>'' on channel pgrecall_holds when the session is the caller''s; place: its place in the line. now_at: the server''s time.';
 
 create table pgrecall.session_messages (
     session_id text not null
@@ -338,9 +358,9 @@ comment on column pgrecall.session_recalls.attempt is
     'Runs started for the present occurrence; 0 before the first and after it has ended.';
 comment on column pgrecall.session_recalls.not_before is
     'No run before this time although trigger_at has come: a retry''s backoff or a deferral. Null: trigger_at decides.';
-comment on column pgrecall.session_recalls.deferrals is 'How often the present occurrence was put off because its session was taken.';
+comment on column pgrecall.session_recalls.deferrals is 'How often the present occurrence was put off, see defer_reason.';
 comment on column pgrecall.session_recalls.defer_reason is
-    'Why not_before is set, if the session was taken; cleared when it is freed. Null for a retry''s backoff.';
+    'Why the present occurrence was put off the last time; null: it was not, or it waits for the backoff of a retry.';
 comment on column pgrecall.session_recalls.deferred_since is
     'When the present occurrence was put off first; null: it was not.';
 comment on column pgrecall.session_recalls.failures is 'How many occurrences in a row have failed up to now.';
@@ -550,6 +570,17 @@ for each row
 execute function pgrecall._before_recall_update();
 comment on trigger recall_update on pgrecall.session_recalls is
     'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled.';
+
+create trigger settings_update
+after update on pgrecall.settings
+for each row
+when (
+    old.paused_at is distinct from new.paused_at
+    or old.paused_until is distinct from new.paused_until
+    or old.max_runs_per_day is distinct from new.max_runs_per_day
+)
+execute function pgrecall._after_settings_update();
+comment on trigger settings_update on pgrecall.settings is 'Makes every worker look when a pause or a limit changes.';
 
 create trigger recall_delete
 after delete on pgrecall.session_recalls

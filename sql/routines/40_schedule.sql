@@ -4,6 +4,7 @@
 -- SQLSTATEs raised here, one exception class each in Python:
 --   PR001 the session has a pending recall    PR002 no such session    PR003 no such recall
 --   PR004 the recall's status does not allow it                        PR005 an argument makes no sense
+-- and in 45_holds.sql PR006.
 
 create or replace function pgrecall._next_occurrence(recall pgrecall.session_recalls, after timestamptz)
 returns timestamptz
@@ -86,7 +87,13 @@ create or replace function pgrecall.schedule_recall(
     max_attempts integer default null,
     timeout_seconds integer default null,
     idempotency_key text default null,
-    metadata jsonb default null
+    metadata jsonb default null,
+    idle_for_seconds integer default null,
+    max_defer_seconds integer default null,
+    on_max_defer text default null,
+    on_interrupt text default null,
+    pause_after_failures integer default null,
+    deliver_to text default null
 )
 returns pgrecall.session_recalls
 language plpgsql
@@ -146,7 +153,8 @@ begin
 
     insert into pgrecall.session_recalls (
         id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
-        cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata
+        cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata, idle_for_seconds,
+        max_defer_seconds, on_max_defer, on_interrupt, pause_after_failures, deliver_to
     )
     values (
         coalesce(schedule_recall.id, pgrecall.new_id()),
@@ -162,7 +170,13 @@ begin
         coalesce(schedule_recall.max_attempts, 3),
         schedule_recall.timeout_seconds,
         schedule_recall.idempotency_key,
-        coalesce(schedule_recall.metadata, '{}')
+        coalesce(schedule_recall.metadata, '{}'),
+        schedule_recall.idle_for_seconds,
+        coalesce(schedule_recall.max_defer_seconds, 86400),
+        coalesce(schedule_recall.on_max_defer, 'run'),
+        coalesce(schedule_recall.on_interrupt, 'retry'),
+        schedule_recall.pause_after_failures,
+        schedule_recall.deliver_to
     )
     returning * into v_recall;
     return v_recall;
@@ -197,7 +211,7 @@ exception
         perform pgrecall._missing_session(schedule_recall.session_id);
 end;
 $$;
-comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb) is
+comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text) is
     'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument. Notifies: at commit, if this is due before the workers would wake.';
 
 create or replace function pgrecall.cancel_recall(session_id text)

@@ -35,49 +35,6 @@ $$;
 comment on function pgrecall._lock_for_peek(integer) is
     'Takes the wake-up lock exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
 
-create or replace function pgrecall._free_session(session_id text, run_id bigint)
-returns void
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_has_waiting boolean;
-begin
-    select taken.has_waiting
-    into v_has_waiting
-    from pgrecall.sessions as taken
-    where taken.id = _free_session.session_id
-        and taken.run_id = _free_session.run_id
-    for no key update;
-    if not found then
-        return;
-    end if;
-    update pgrecall.sessions
-    set run_id = null,
-        held_until = null,
-        has_waiting = false
-    where sessions.id = _free_session.session_id;
-    if v_has_waiting then
-        -- A recall that somebody is changing right now is left alone: waiting for it could deadlock, and it is tried
-        -- again at not_before anyway.
-        update pgrecall.session_recalls
-        set not_before = case when status = 'running' then trigger_at end,
-            defer_reason = null
-        where session_recalls.id in (
-            select deferred.id
-            from pgrecall.session_recalls as deferred
-            where deferred.session_id = _free_session.session_id
-                and deferred.defer_reason is not null
-                and deferred.due_at is not null
-            for no key update skip locked
-        );
-    end if;
-end;
-$$;
-comment on function pgrecall._free_session(text, bigint) is
-    'Ends the hold that a run has on its session and makes recalls that were deferred because of it due at once. Called by finish and _expire_leases. Locks: the session row. Notifies: through the deferred recalls.';
-
 create or replace function pgrecall._give_back(recall_id text, new_attempt integer, new_not_before timestamptz)
 returns void
 language plpgsql
@@ -191,11 +148,12 @@ begin
     v_error := format('worker %s was lost during attempt %s', recall.worker_id, recall.attempt);
     v_was_suspect := pgrecall._is_suspect(recall);
     insert into pgrecall.recall_runs (
-        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, deferrals, defer_reason,
+        outcome, reason
     )
     values (
         recall.run_id, recall.id, recall.session_id, recall.nominal_at, recall.claimed_at, pgrecall.clock(),
-        recall.worker_id, recall.attempt, 'lost', _end_lost_run.reason
+        recall.worker_id, recall.attempt, recall.deferrals, recall.defer_reason, 'lost', _end_lost_run.reason
     )
     on conflict (id) do nothing;
     if recall.status <> 'running' or recall.trigger_at <> recall.nominal_at then
@@ -310,13 +268,101 @@ $$;
 comment on function pgrecall._expire_leases() is
     'Gives back the claims of workers whose lease has passed, and forgets workers that died or were not seen for five minutes. Called by claim when some lease has passed, and by _end_dead_worker. Locks: the workers'' rows, skipping locked ones, then their recalls and sessions.';
 
+create or replace function pgrecall._model_text(
+    recall pgrecall.session_recalls,
+    session_time_zone text,
+    at_time timestamptz,
+    template text
+)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_zone text := coalesce(recall.time_zone, session_time_zone, 'UTC');
+    v_next timestamptz;
+begin
+    -- The message comes last: what looks like a placeholder in it is left alone.
+    template := replace(template, '{recall_id}', recall.id);
+    template := replace(template, '{session_id}', recall.session_id);
+    template := replace(template, '{scheduled_for}', pgrecall.time_text(recall.nominal_at, v_zone));
+    template := replace(template, '{now}', pgrecall.time_text(at_time, v_zone));
+    template := replace(template, '{late_by}', pgrecall.span_text(at_time - recall.nominal_at));
+    template := replace(template, '{attempt}', recall.attempt::text);
+    template := replace(template, '{max_attempts}', recall.max_attempts::text);
+    template := replace(template, '{deferrals}', recall.deferrals::text);
+    if position('{next}' in template) > 0 then
+        v_next := pgrecall._next_occurrence(recall, greatest(recall.nominal_at, at_time));
+        template := replace(template, '{next}', coalesce(pgrecall.time_text(v_next, v_zone), 'none'));
+    end if;
+    return replace(template, '{message}', recall.additional_context_message);
+end;
+$$;
+comment on function pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text) is
+    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _take.';
+
+create or replace function pgrecall._skip_put_off(recall pgrecall.session_recalls)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_reason text := format('put off for %s s: %s', recall.max_defer_seconds, recall.defer_reason);
+    v_next timestamptz := pgrecall._next_occurrence(recall, greatest(recall.trigger_at, pgrecall.clock()));
+begin
+    if v_next is null then
+        -- The trigger recall_update records it, with this reason.
+        update pgrecall.session_recalls
+        set status = 'cancelled',
+            last_error = v_reason
+        where session_recalls.id = recall.id;
+        return;
+    end if;
+    insert into pgrecall.recall_runs (
+        recall_id, session_id, nominal_at, finished_at, deferrals, defer_reason, outcome, reason
+    )
+    values (
+        recall.id, recall.session_id, recall.trigger_at, pgrecall.clock(), recall.deferrals, recall.defer_reason,
+        'skipped', v_reason
+    );
+    recall.nominal_at := recall.trigger_at;
+    perform pgrecall._record_missed(recall, v_next);
+    update pgrecall.session_recalls
+    set trigger_at = v_next
+    where session_recalls.id = recall.id;
+end;
+$$;
+comment on function pgrecall._skip_put_off(pgrecall.session_recalls) is
+    'Leaves out an occurrence that was put off for its max_defer_seconds: recorded as skipped, a recurring recall goes on to its next time, any other is cancelled. Called by claim, which holds the row lock. Notifies: through the trigger announce_update.';
+
+create or replace function pgrecall._full_until(session_id text, max_runs_per_day integer)
+returns timestamptz
+language sql
+volatile -- so that it sees what was committed before the session was locked
+set search_path = pg_catalog, pg_temp
+as $$
+    select run.started_at + interval '24 hours'
+    from pgrecall.recall_runs as run
+    where run.session_id = _full_until.session_id
+        and run.started_at is not null
+    order by run.id desc
+    offset max_runs_per_day - 1
+    limit 1;
+$$;
+comment on function pgrecall._full_until(text, integer) is
+    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
+
 create or replace function pgrecall._take(
     worker_id text,
     up_to integer,
     at_time timestamptz,
     inject boolean,
+    settings pgrecall.settings,
     out looked integer,
     out taken pgrecall.session_recalls[],
+    out texts text[],
     out put_off pgrecall.session_recalls[]
 )
 language plpgsql
@@ -326,15 +372,7 @@ as $$
 #variable_conflict use_column
 begin
     with due as materialized (
-        select
-            recall.id,
-            recall.session_id,
-            recall.due_at,
-            case
-                when session.run_id is not null and coalesce(session.held_until, 'infinity') > _take.at_time
-                    then session.run_id
-            end as taken_by,
-            recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
+        select recall, session
         from pgrecall.session_recalls as recall
         join pgrecall.sessions as session on session.id = recall.session_id
         where recall.due_at <= _take.at_time
@@ -354,15 +392,60 @@ begin
         limit _take.up_to
         for no key update of recall, session skip locked
     ),
+    -- What stands in the way, and until when. A run and a chat have the session; a chat in line comes before any run;
+    -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough passes over the
+    -- line and the wish, but never over a hold.
+    weighed as materialized (
+        select
+            (due.recall).id,
+            (due.recall).session_id,
+            (due.recall).due_at,
+            (due.recall).attempt > 0 and pgrecall._is_suspect(due.recall) as is_suspect,
+            patience.is_over,
+            (due.session).run_id,
+            (due.session).holder,
+            (due.session).held_until,
+            (due.session).line_until,
+            quiet.from_at as quiet_from,
+            full_session.until as full_until,
+            case
+                when (due.session).run_id is not null
+                    and coalesce((due.session).held_until, 'infinity') > _take.at_time then 'run'
+                when (due.session).run_id is null and (due.session).held_until > _take.at_time then 'chat'
+                when (due.session).line_until > _take.at_time and not patience.is_over then 'line'
+                when quiet.from_at > _take.at_time and not patience.is_over then 'quiet'
+                when full_session.until > _take.at_time then 'full'
+            end as obstacle,
+            row_number() over (
+                partition by (due.recall).session_id order by (due.recall).due_at, (due.recall).id
+            ) as place
+        from due
+        cross join lateral (
+            select coalesce(
+                (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _take.at_time,
+                false
+            ) as is_over
+        ) as patience
+        cross join lateral (
+            select (due.session).active_at + make_interval(secs => (due.recall).idle_for_seconds) as from_at
+        ) as quiet
+        cross join lateral (
+            select case
+                when coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day) is not null
+                    then pgrecall._full_until(
+                        (due.recall).session_id,
+                        coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day)
+                    )
+            end as until
+        ) as full_session
+    ),
     ranked as materialized (
         select
-            due.id,
-            due.session_id,
-            due.taken_by,
-            row_number() over (partition by due.session_id order by due.due_at, due.id) as place,
-            due.is_suspect
-                and row_number() over (partition by due.is_suspect order by due.due_at, due.id) > 1 as keeps_apart
-        from due
+            weighed.*,
+            weighed.is_suspect
+                and row_number() over (partition by weighed.is_suspect order by weighed.due_at, weighed.id) > 1
+                as keeps_apart
+        from weighed
     ),
     chosen as materialized (
         select
@@ -370,7 +453,7 @@ begin
             ranked.session_id,
             nextval('pgrecall.run_ids') as run_id
         from ranked
-        where ranked.taken_by is null
+        where ranked.obstacle is null
             and ranked.place = 1
             and not ranked.keeps_apart
     ),
@@ -383,54 +466,111 @@ begin
             nominal_at = recall.trigger_at,
             attempt = recall.attempt + 1,
             not_before = null,
-            defer_reason = null
+            paused_at = null,
+            paused_until = null,
+            pause_reason = null
         from chosen
         where recall.id = chosen.id
         returning recall
     ),
     deferred as (
         update pgrecall.session_recalls as recall
-        set not_before = _take.at_time + interval '60 seconds',
-            deferrals = recall.deferrals + 1,
-            defer_reason = 'session taken by run ' || coalesce(ranked.taken_by, mate.run_id)
+        set not_before = least(
+                case ranked.obstacle
+                    when 'quiet' then ranked.quiet_from
+                    when 'full' then ranked.full_until
+                    else least(
+                        _take.at_time + interval '60 seconds',
+                        case ranked.obstacle
+                            when 'run' then ranked.held_until
+                            when 'chat' then ranked.held_until
+                            when 'line' then ranked.line_until
+                        end
+                    )
+                end,
+                case
+                    when not ranked.is_over
+                        then coalesce(recall.deferred_since, _take.at_time)
+                            + make_interval(secs => recall.max_defer_seconds)
+                end
+            ),
+            deferrals = least(recall.deferrals + 1, 1000000000),
+            deferred_since = coalesce(recall.deferred_since, _take.at_time),
+            defer_reason = case ranked.obstacle
+                when 'run' then 'session held by run ' || ranked.run_id
+                when 'chat' then 'session held by the chat ' || ranked.holder
+                when 'line' then 'a chat waits for the session'
+                when 'quiet' then format('session not quiet for %s s', recall.idle_for_seconds)
+                when 'full' then 'session has had its runs of a day'
+                else 'session held by run ' || mate.run_id
+            end
         from ranked
         left join chosen as mate on mate.session_id = ranked.session_id
         where recall.id = ranked.id
-            and (ranked.taken_by is not null or (ranked.place > 1 and mate.run_id is not null))
-        returning recall
+            and (ranked.obstacle is not null or (ranked.place > 1 and mate.run_id is not null))
+        returning recall, ranked.obstacle, ranked.is_over
     ),
     taken as (
         update pgrecall.sessions as session
         set run_id = coalesce(chosen.run_id, session.run_id),
+            holder = case when chosen.run_id is null then session.holder else _take.worker_id end,
+            held_since = case when chosen.run_id is null then session.held_since else _take.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
-            has_waiting = session.has_waiting or deferred.session_id is not null
+            interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
+            wanted_by = case when chosen.run_id is null then coalesce(session.wanted_by, deferred.wanted_by) end,
+            has_waiting = session.has_waiting or coalesce(deferred.waits, false)
         from (select distinct ranked.session_id from ranked) as touched
         left join chosen on chosen.session_id = touched.session_id
-        left join (select distinct (deferred.recall).session_id from deferred) as deferred
-            on deferred.session_id = touched.session_id
+        left join (
+            select
+                (deferred.recall).session_id,
+                bool_or(deferred.obstacle is distinct from 'quiet' and deferred.obstacle is distinct from 'full')
+                    as waits,
+                -- The first of them; there is hardly ever a second.
+                min((deferred.recall).id) filter (
+                    where deferred.obstacle = 'chat'
+                        and deferred.is_over
+                        and (deferred.recall).on_max_defer = 'run'
+                ) as wanted_by
+            from deferred
+            group by (deferred.recall).session_id
+        ) as deferred on deferred.session_id = touched.session_id
         where session.id = touched.session_id
     ),
-    injected as (
-        insert into pgrecall.session_messages (session_id, id, role, content, metadata)
+    told as materialized (
         select
-            (claimed.recall).session_id,
-            pgrecall.occurrence_message_id((claimed.recall).id, (claimed.recall).nominal_at),
-            'system',
-            '[Scheduled recall] ' || (claimed.recall).additional_context_message,
-            jsonb_build_object('recall_id', (claimed.recall).id, 'run_id', (claimed.recall).run_id)
+            claimed.recall,
+            row_number() over (order by (claimed.recall).id) as place,
+            pgrecall._model_text(claimed.recall, (due.session).time_zone, _take.at_time, (_take.settings).message_template)
+                as model_text
         from claimed
+        join due on (due.recall).id = (claimed.recall).id
+    ),
+    injected as (
+        insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
+        select
+            (told.recall).session_id,
+            pgrecall.occurrence_message_id((told.recall).id, (told.recall).nominal_at),
+            'system',
+            '[Scheduled recall] ' || (told.recall).additional_context_message,
+            told.model_text,
+            jsonb_build_object('recall_id', (told.recall).id, 'run_id', (told.recall).run_id)
+        from told
         where _take.inject
-        on conflict do nothing
+        -- A further attempt finds it there, and the model is told the attempt and the time of this one.
+        on conflict on constraint message_id_is_unique_in_its_session do update
+        set model_text = excluded.model_text
     )
     select
         (select count(*) from due)::integer,
-        coalesce((select array_agg(claimed.recall) from claimed), array[]::pgrecall.session_recalls[]),
+        coalesce((select array_agg(told.recall order by told.place) from told), array[]::pgrecall.session_recalls[]),
+        coalesce((select array_agg(told.model_text order by told.place) from told), array[]::text[]),
         coalesce((select array_agg(deferred.recall) from deferred), array[]::pgrecall.session_recalls[])
-    into looked, taken, put_off;
+    into looked, taken, texts, put_off;
 end;
 $$;
-comment on function pgrecall._take(text, integer, timestamptz, boolean) is
-    'Takes due recalls and their sessions for a worker, defers those whose session is taken, and puts in the messages. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
+comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
+    'Takes due recalls and their sessions for a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -453,9 +593,13 @@ returns table (
     max_attempts integer,
     deferrals integer,
     timeout_seconds integer,
+    default_timeout_seconds integer,
     additional_context_message text,
     internal_comment text,
     metadata jsonb,
+    model_text text,
+    time_zone text,
+    chain_depth integer,
     defer_reason text
 )
 language plpgsql
@@ -465,7 +609,10 @@ as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := pgrecall.clock();
+    v_settings pgrecall.settings;
+    v_paused boolean;
     v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
+    v_texts text[] := array[]::text[];
     v_deferred pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_one record;
     v_looked integer := 0;
@@ -485,6 +632,11 @@ begin
             current_setting('transaction_isolation')
             using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall.';
     end if;
+    select known.*
+    into strict v_settings
+    from pgrecall.settings as known;
+    v_paused := coalesce(v_settings.paused_at <= v_now and coalesce(v_settings.paused_until, 'infinity') > v_now, false);
+
     -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it does
     -- not know of, because the answer of an earlier claim() got lost. If another worker is giving them back right now
     -- it waits here, where it holds nothing that the other one may want.
@@ -504,11 +656,11 @@ begin
 
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
-    if claim.up_to > 0 then
+    if claim.up_to > 0 and not v_paused then
         begin
-            select took.looked, took.taken, took.put_off
-            into v_looked, v_claimed, v_deferred
-            from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject) as took;
+            select took.looked, took.taken, took.texts, took.put_off
+            into v_looked, v_claimed, v_texts, v_deferred
+            from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
         exception
             when others then
                 if not pgrecall._is_about_a_row(sqlstate) then
@@ -517,11 +669,12 @@ begin
                 -- One of them cannot be taken: take them one by one, and put off the one that fails.
                 for v_place in 1..claim.up_to loop
                     begin
-                        select took.looked, took.taken, took.put_off
+                        select took.looked, took.taken, took.texts, took.put_off
                         into v_one
-                        from pgrecall._take(claim.worker_id, 1, v_now, claim.inject) as took;
+                        from pgrecall._take(claim.worker_id, 1, v_now, claim.inject, v_settings) as took;
                         v_looked := v_looked + v_one.looked;
                         v_claimed := v_claimed || v_one.taken;
+                        v_texts := v_texts || v_one.texts;
                         v_deferred := v_deferred || v_one.put_off;
                         exit when v_one.looked = 0;
                     exception
@@ -547,7 +700,13 @@ begin
                     end;
                 end loop;
         end;
-        v_made_due := v_made_due or cardinality(v_deferred) > 0;
+        if cardinality(v_deferred) > 0 then
+            v_made_due := true;
+            perform pgrecall._skip_put_off(late)
+            from unnest(v_deferred) as late
+            where late.on_max_defer = 'skip'
+                and late.deferred_since + make_interval(secs => late.max_defer_seconds) <= v_now;
+        end if;
     end if;
 
     -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are. The
@@ -579,7 +738,12 @@ begin
     -- 3. Unless there may be more to take: when is the next one due? Only a look under the wake-up lock, in a
     --    statement of its own, is sure to have seen everything ("settled"); otherwise the caller looks again soon.
     --    A worker that has work does not wait for the lock.
-    if v_looked < claim.up_to or claim.up_to = 0 then
+    if v_paused then
+        -- Nothing that is due can run, so nobody waits for it; the end of the pause is announced (settings_update), or
+        -- comes at paused_until. The register stays as it is: everybody looks again then, before it counts.
+        v_settled := true;
+        v_next := v_settings.paused_until;
+    elsif v_looked < claim.up_to or claim.up_to = 0 then
         v_settled := pgrecall._lock_for_peek(case when v_looked > 0 then 0 else 25 end);
         select min(recall.due_at)
         into v_next
@@ -598,6 +762,8 @@ begin
                 perform setval('pgrecall.armed_until', v_armed);
             end if;
         end if;
+    end if;
+    if v_settled or v_looked < claim.up_to or claim.up_to = 0 then
         select min(w.lease_until)
         into v_next_lease
         from pgrecall.workers as w
@@ -616,29 +782,39 @@ begin
         pgrecall.clock(),
         v_next,
         v_settled,
-        one.run_id,
-        one.id,
-        one.session_id,
+        (one).run_id,
+        (one).id,
+        (one).session_id,
         owner.user_id,
-        one.call_type,
-        one.nominal_at,
-        case when one.call_type = 'recurring' then pgrecall._next_occurrence(one, greatest(one.nominal_at, v_now)) end,
-        one.attempt,
-        one.max_attempts,
-        one.deferrals,
-        one.timeout_seconds,
-        one.additional_context_message,
-        one.internal_comment,
-        one.metadata,
-        one.defer_reason
+        (one).call_type,
+        (one).nominal_at,
+        case
+            when (one).call_type = 'recurring'
+                then pgrecall._next_occurrence(one, greatest((one).nominal_at, v_now))
+        end,
+        (one).attempt,
+        (one).max_attempts,
+        (one).deferrals,
+        (one).timeout_seconds,
+        v_settings.timeout_seconds,
+        (one).additional_context_message,
+        (one).internal_comment,
+        (one).metadata,
+        v_texts[numbered.place::integer],
+        coalesce((one).time_zone, owner.time_zone, 'UTC'),
+        (one).chain_depth,
+        case when (one).run_id is null then (one).defer_reason end
     from (select 1) as always
-    left join unnest(v_claimed || v_deferred) as one on true
-    left join pgrecall.sessions as owner on owner.id = one.session_id
-    order by one.run_id is null, one.nominal_at, one.id;
+    left join (
+        select one, row_number() over () as place
+        from unnest(v_claimed || v_deferred) as one
+    ) as numbered on true
+    left join pgrecall.sessions as owner on owner.id = (one).session_id
+    order by (one).run_id is null, (one).nominal_at, (one).id;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text
@@ -671,7 +847,15 @@ begin
     from pgrecall.session_recalls as held
     where held.worker_id = renew.worker_id
         and held.run_id is not null
-        and held.status = 'running';
+        and held.status = 'running'
+        -- One that a chat wants to interrupt must stop as well; its worker may have missed the message.
+        and not exists (
+            select
+            from pgrecall.sessions as session
+            where session.id = held.session_id
+                and session.run_id = held.run_id
+                and session.interrupted_by is not null
+        );
 end;
 $$;
 comment on function pgrecall.renew(text, interval) is

@@ -61,7 +61,8 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
     insert into pgrecall.recall_runs (
-        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, deferrals, defer_reason,
+        outcome, reason
     )
     select
         coalesce(recall.run_id, nextval('pgrecall.run_ids')),
@@ -72,6 +73,8 @@ as $$
         pgrecall.clock(),
         recall.worker_id,
         case when recall.run_id is null then 0 else recall.attempt end,
+        recall.deferrals,
+        recall.defer_reason,
         case when recall.run_id is null then 'skipped' else 'interrupted' end,
         'recall deleted'
     -- Not if the session was deleted, and the recall with it.
@@ -89,12 +92,15 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_next timestamptz;
+    v_failures integer := recall.failures;
+    v_pauses boolean;
 begin
     if recall.status = 'running' and recall.trigger_at is distinct from recall.nominal_at then
         -- Rescheduled while it ran: the new time is a new occurrence.
         perform pgrecall._give_back(recall.id, 0, null);
         update pgrecall.session_recalls
         set deferrals = 0,
+            deferred_since = null,
             last_error = _end_occurrence.error
         where session_recalls.id = recall.id;
         return;
@@ -102,7 +108,9 @@ begin
     if recall.status = 'running' then
         v_next := pgrecall._next_occurrence(recall, greatest(recall.nominal_at, pgrecall.clock()));
         perform pgrecall._record_missed(recall, v_next);
+        v_failures := case new_status when 'failed' then recall.failures + 1 when 'fired' then 0 else recall.failures end;
     end if;
+    v_pauses := v_next is not null and v_failures > recall.failures and v_failures >= recall.pause_after_failures;
     -- Ended by somebody else while it ran (cancelled, set back to pending): their word stands.
     update pgrecall.session_recalls
     set status = case
@@ -113,8 +121,16 @@ begin
         trigger_at = coalesce(v_next, recall.trigger_at),
         attempt = case when v_next is not null or recall.status = 'pending' then 0 else recall.attempt end,
         deferrals = case when v_next is not null or recall.status = 'pending' then 0 else recall.deferrals end,
+        deferred_since = null,
         not_before = null,
         defer_reason = null,
+        failures = v_failures,
+        paused_at = case when v_pauses then pgrecall.clock() else recall.paused_at end,
+        paused_until = case when v_pauses then null else recall.paused_until end,
+        pause_reason = case
+            when v_pauses then format('%s failures in a row, the last: %s', v_failures, left(_end_occurrence.error, 500))
+            else recall.pause_reason
+        end,
         run_id = null,
         worker_id = null,
         claimed_at = null,
@@ -123,7 +139,51 @@ begin
 end;
 $$;
 comment on function pgrecall._end_occurrence(pgrecall.session_recalls, text, text) is
-    'Ends the occurrence that a recall is running: a recurring recall is pending again at its next time on its own schedule, with the times that passed meanwhile recorded as missed; any other gets new_status. Called by finish and _end_lost_run, which hold the row lock. Notifies: through the trigger announce_update.';
+    'Ends the occurrence that a recall is running: a recurring recall is pending again at its next time on its own schedule, with the times that passed meanwhile recorded as missed; any other gets new_status. new_status failed counts as a failure, and after pause_after_failures of them in a row a recurring recall is paused; fired ends the row. Called by finish and _end_lost_run, which hold the row lock. Notifies: through the trigger announce_update.';
+
+create or replace function pgrecall._append_outcome(
+    recall pgrecall.session_recalls,
+    messages jsonb,
+    in_history boolean
+)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_id text;
+    v_reply bigint;
+begin
+    if messages is null then
+        return;
+    elsif jsonb_typeof(messages) <> 'array' or jsonb_path_exists(messages, 'strict $[*] ? (@.type() <> "object")') then
+        raise exception 'messages is not an array of objects: %', left(messages::text, 100)
+            using errcode = 'PR005', hint = 'For example ''[{"role": "assistant", "content": "Done."}]''.';
+    end if;
+    v_id := pgrecall.occurrence_message_id(recall.id, recall.nominal_at);
+    v_reply := (
+        select max(message.place)
+        from jsonb_array_elements(messages) with ordinality as message (value, place)
+        where message.value ->> 'role' = 'assistant'
+    );
+    insert into pgrecall.session_messages (session_id, id, role, content, in_history, in_context, metadata)
+    select
+        recall.session_id,
+        v_id || case when message.place = v_reply then ':reply' else ':' || message.place end,
+        message.value ->> 'role',
+        coalesce(message.value ->> 'content', ''),
+        _append_outcome.in_history and coalesce((message.value ->> 'in_history')::boolean, true),
+        coalesce((message.value ->> 'in_context')::boolean, true),
+        coalesce(message.value -> 'metadata', '{}')
+            || jsonb_build_object('recall_id', recall.id, 'run_id', recall.run_id)
+    from jsonb_array_elements(messages) with ordinality as message (value, place)
+    order by message.place
+    on conflict do nothing;
+end;
+$$;
+comment on function pgrecall._append_outcome(pgrecall.session_recalls, jsonb, boolean) is
+    'Adds what a run has said to its session, with ids that are made of the occurrence''s. Called by finish. Raises: PR005 not an array of objects, or a named CHECK.';
 
 create or replace function pgrecall.finish(
     recall_id text,
@@ -137,7 +197,8 @@ create or replace function pgrecall.finish(
     retry boolean default false,
     retry_after interval default null,
     counted boolean default true,
-    append_reply boolean default false
+    append_reply boolean default false,
+    messages jsonb default null
 )
 returns table (
     accepted boolean,
@@ -154,7 +215,11 @@ as $$
 declare
     v_recall pgrecall.session_recalls;
     v_now timestamptz := pgrecall.clock();
-    v_attempt integer;
+    v_outcome text := finish.outcome;
+    v_reason text := finish.reason;
+    v_retry boolean := finish.retry;
+    v_counted boolean := finish.counted;
+    v_interrupted_by text;
 begin
     if finish.outcome is null
         or finish.outcome not in ('success', 'silent', 'error', 'timeout', 'interrupted', 'skipped')
@@ -196,63 +261,102 @@ begin
         return;
     end if;
 
+    if v_outcome = 'success'
+        and btrim(finish.reply, E' \t\r\n') = (select known.silent_token from pgrecall.settings as known)
+    then
+        v_outcome := 'silent';
+    elsif v_outcome = 'interrupted' and v_recall.status = 'running' then
+        select taken.interrupted_by
+        into v_interrupted_by
+        from pgrecall.sessions as taken
+        where taken.id = v_recall.session_id
+            and taken.run_id = finish.run_id
+        for no key update;
+        if v_interrupted_by is not null then
+            v_reason := 'interrupted by the chat ' || v_interrupted_by;
+            v_retry := v_recall.on_interrupt = 'retry';
+            v_counted := false;
+        end if;
+    end if;
+
     insert into pgrecall.recall_runs (
-        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, outcome, reason, reply,
-        error, usage
+        id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, deferrals, defer_reason,
+        outcome, reason, reply, error, usage
     )
     values (
         finish.run_id, v_recall.id, v_recall.session_id, v_recall.nominal_at,
         -- Its worker may be a little off about the database's clock, or far.
         greatest(least(coalesce(finish.started_at, v_recall.claimed_at), v_now), v_recall.claimed_at),
-        v_now, v_recall.worker_id, v_recall.attempt, finish.outcome, finish.reason, finish.reply, finish.error,
-        finish.usage
+        v_now, v_recall.worker_id, v_recall.attempt, v_recall.deferrals, v_recall.defer_reason, v_outcome, v_reason,
+        finish.reply, finish.error, finish.usage
     );
-    perform pgrecall._queue_delivery(v_recall, finish.run_id, finish.reply, finish.outcome, finish.started_at);
-    if finish.append_reply and btrim(finish.reply, E' \t\r\n') <> '' then
-        insert into pgrecall.session_messages (session_id, id, role, content, metadata)
-        values (
-            v_recall.session_id,
-            pgrecall.occurrence_message_id(v_recall.id, v_recall.nominal_at) || ':reply',
-            'assistant',
-            finish.reply,
-            jsonb_build_object('recall_id', v_recall.id, 'run_id', finish.run_id)
-        )
-        on conflict do nothing;
+    perform pgrecall._queue_delivery(v_recall, finish.run_id, finish.reply, v_outcome, finish.started_at);
+    if v_outcome in ('success', 'silent') then
+        perform pgrecall._append_outcome(
+            v_recall,
+            coalesce(
+                finish.messages,
+                case
+                    when finish.append_reply and v_outcome = 'success' and btrim(finish.reply, E' \t\r\n') <> ''
+                        then jsonb_build_array(jsonb_build_object('role', 'assistant', 'content', finish.reply))
+                end
+            ),
+            v_outcome = 'success'
+        );
     end if;
 
-    if finish.outcome = 'skipped' then
+    if v_outcome = 'skipped' then
         -- There is nothing left to run it in.
         update pgrecall.session_recalls
         set status = 'cancelled',
             run_id = null,
             worker_id = null,
             claimed_at = null,
-            last_error = finish.reason
+            last_error = v_reason
         where session_recalls.id = v_recall.id;
     elsif v_recall.status = 'running'
-        and finish.outcome not in ('success', 'silent')
-        and finish.retry
+        and v_outcome not in ('success', 'silent')
+        and v_retry
         and v_recall.trigger_at = v_recall.nominal_at
-        and (not finish.counted or v_recall.attempt < v_recall.max_attempts)
+        and (not v_counted or v_recall.attempt < v_recall.max_attempts)
     then
-        v_attempt := v_recall.attempt - case when finish.counted then 0 else 1 end;
         perform pgrecall._give_back(
             v_recall.id,
-            v_attempt,
+            v_recall.attempt - case when v_counted then 0 else 1 end,
             case
+                when v_interrupted_by is not null then v_now + interval '60 seconds'
                 when finish.retry_after is not null
                     then v_now + greatest(least(finish.retry_after, interval '1 year'), interval '0')
-                when finish.counted then v_now + pgrecall._retry_delay(v_recall.attempt)
+                when v_counted then v_now + pgrecall._retry_delay(v_recall.attempt)
             end
         );
         update pgrecall.session_recalls
-        set last_error = coalesce(finish.error, finish.reason)
+        set last_error = coalesce(finish.error, v_reason),
+            -- Put off for a chat, like one whose session was taken: due again when the chat has ended.
+            deferrals = case
+                when v_interrupted_by is null then session_recalls.deferrals
+                else least(session_recalls.deferrals + 1, 1000000000)
+            end,
+            deferred_since = case
+                when v_interrupted_by is null then session_recalls.deferred_since
+                else coalesce(session_recalls.deferred_since, v_now)
+            end,
+            defer_reason = case when v_interrupted_by is not null then v_reason end
         where session_recalls.id = v_recall.id;
+        if v_interrupted_by is not null then
+            update pgrecall.sessions
+            set has_waiting = true
+            where sessions.id = v_recall.session_id;
+        end if;
     else
         perform pgrecall._end_occurrence(
             v_recall,
-            case when finish.outcome in ('success', 'silent') then 'fired' else 'failed' end,
-            case when finish.outcome not in ('success', 'silent') then coalesce(finish.error, finish.reason) end
+            case
+                when v_outcome in ('success', 'silent') then 'fired'
+                when v_interrupted_by is not null then 'cancelled'
+                else 'failed'
+            end,
+            case when v_outcome not in ('success', 'silent') then coalesce(finish.error, v_reason) end
         );
     end if;
     perform pgrecall._free_session(v_recall.session_id, finish.run_id);
@@ -264,5 +368,5 @@ begin
     where ended.id = v_recall.id;
 end;
 $$;
-comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean) is
-    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds the reply to the session (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';
+comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean, jsonb) is
+    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds messages to the session, or the reply if there are none (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. A success whose reply is settings.silent_token is recorded as silent, and its messages are for the model only. interrupted, while a chat has asked for that, runs again when the chat has ended, or is left out, by the recall''s on_interrupt. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';

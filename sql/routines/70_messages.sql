@@ -13,12 +13,15 @@ begin
         raise exception 'messages is not an array of objects: %', left(messages::text, 100)
             using errcode = 'PR005', hint = 'For example ''[{"role": "user", "content": "Hello."}]''.';
     end if;
-    insert into pgrecall.session_messages (session_id, id, role, content, in_history, in_context, metadata, created_at)
+    insert into pgrecall.session_messages (
+        session_id, id, role, content, model_text, in_history, in_context, metadata, created_at
+    )
     select
         append_messages.session_id,
         coalesce(message.value ->> 'id', pgrecall.new_id()),
         message.value ->> 'role',
         coalesce(message.value ->> 'content', ''),
+        message.value ->> 'model_text',
         coalesce((message.value ->> 'in_history')::boolean, true),
         coalesce((message.value ->> 'in_context')::boolean, true),
         coalesce(message.value -> 'metadata', '{}'),
@@ -27,11 +30,18 @@ begin
     order by message.place
     on conflict on constraint message_id_is_unique_in_its_session do update
     set content = excluded.content,
+        model_text = excluded.model_text,
         role = excluded.role,
         in_history = excluded.in_history,
         in_context = excluded.in_context,
         metadata = excluded.metadata;
     get diagnostics v_added = row_count;
+    if jsonb_path_exists(messages, '$[*] ? (@.role == "user")') then
+        -- Somebody has spoken: recalls with idle_for_seconds count from here.
+        update pgrecall.sessions
+        set active_at = pgrecall.clock()
+        where sessions.id = append_messages.session_id;
+    end if;
     return v_added;
 exception
     when foreign_key_violation then
@@ -50,4 +60,4 @@ exception
 end;
 $$;
 comment on function pgrecall.append_messages(text, jsonb) is
-    'Adds messages to a session in the order given and returns how many were written. Each is an object with role and content, and optionally id, in_history, in_context, metadata and created_at. A message whose id the session has already is replaced in its place, so that the same call can be made again. Raises: PR002 no such session, PR005 not an array of such objects, or one id twice, or a named CHECK.';
+    'Adds messages to a session in the order given and returns how many were written. Each is an object with role and content, and optionally id, model_text, in_history, in_context, metadata and created_at. A message whose id the session has already is replaced in its place, so that the same call can be made again. Raises: PR002 no such session, PR005 not an array of such objects, or one id twice, or a named CHECK.';

@@ -1,0 +1,406 @@
+"""Holding a session for a live chat: taking it, waiting for it, renewing the hold in the background, letting go.
+
+Knows the SQL functions of holds and nothing of recalls. Who may hold when is decided by the database alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import anyio
+import psycopg
+
+from pgrecall import calls
+from pgrecall._backoff import Backoff
+from pgrecall.database import AsyncDatabase, SyncDatabase, answered_within, connect_async, connect_sync
+from pgrecall.errors import HoldLostError, RecallError, SessionHeldError, SettingsError
+from pgrecall.model import IfHeld, SessionHold
+from pgrecall.telemetry import logger
+
+CHANNEL = "pgrecall_holds"
+
+#: Seconds between two questions whether it is our turn, where nobody can tell us: behind a transaction pooler, or
+#: while the listening connection is away.
+_ASK = 0.5
+
+#: The part of a lease after which a hold that could not be renewed is given up: the holder has to stop before others
+#: may start.
+_LATEST = 0.9
+
+_WANTED = "a recall that was put off for its max_defer_seconds wants the session, or somebody else has it"
+
+
+def _name() -> str:
+    """A name for a holder that has none."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class _Terms:
+    """What both kinds of hold are asked for with, and what they know; see RecallScheduler.hold_session."""
+
+    def __init__(self, session_id: str, holder: str | None, lease: float, if_held: IfHeld, wait: float | None) -> None:
+        if not 0.1 <= lease <= 86400:
+            raise SettingsError(f"lease is {lease}, but must be 0.1 to 86400 seconds")
+        if wait is not None and not wait >= 0:
+            raise SettingsError(f"wait is {wait}, but must be 0 or more seconds, or None")
+        self.session_id = session_id
+        self.holder = holder or _name()
+        self.since: datetime | None = None
+        self._lease = lease
+        self._if_held: IfHeld = if_held
+        self._wait = wait
+        self._good_until = 0.0  # time.monotonic()
+        self._lost_because: str | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the hold ended before its holder let go."""
+        return self._lost_because is not None
+
+    def _ask(self) -> calls.Call[SessionHold]:
+        return calls.hold_session(self.session_id, self.holder, timedelta(seconds=self._lease), self._if_held)
+
+    def _renewal(self) -> calls.Call[bool]:
+        return calls.renew_hold(self.session_id, self.holder, timedelta(seconds=self._lease))
+
+    def _has(self, hold: SessionHold, asked_at: float) -> None:
+        self.since = hold.since
+        self._good_until = asked_at + self._lease * _LATEST
+
+    def _pause(self, hold: SessionHold) -> float:
+        """Seconds until a place in the line has to be claimed again, or the present hold ends by itself."""
+        left = self._lease / 3
+        if hold.until is not None and hold.kind == "chat":
+            left = min(left, (hold.until - hold.now_at).total_seconds() + 0.02)
+        return max(left, 0.02)
+
+    def _lose(self, reason: str) -> None:
+        self._lost_because = reason
+        logger().warning("hold_lost", session_id=self.session_id, holder=self.holder, reason=reason)
+
+    def _lost_error(self) -> HoldLostError:
+        return HoldLostError(
+            f"the hold on session {self.session_id!r} was lost: {self._lost_because}",
+            session_id=self.session_id,
+            hint="Stop what the chat is doing in this session; hold it again to go on.",
+        )
+
+    def _not_freed(self, error: Exception) -> None:
+        logger().warning(
+            "hold_not_freed", session_id=self.session_id, holder=self.holder, error=str(error), ends_in=self._lease
+        )
+
+
+def _still_held(hold: SessionHold, waited: float) -> SessionHeldError:
+    who = f"run {hold.run_id} of recall {hold.recall_id}" if hold.kind == "run" else f"the chat {hold.holder}"
+    return SessionHeldError(
+        f"session {hold.session_id!r} was not free within {waited:g} s: it is held by {who} since {hold.since}",
+        session_id=hold.session_id,
+        kind=hold.kind,
+        holder=hold.holder,
+        since=hold.since,
+        until=hold.until,
+        run_id=hold.run_id,
+        recall_id=hold.recall_id,
+    )
+
+
+class Line:
+    """Hears, for all who wait on one scheduler, that a session has become theirs: one connection while anybody waits.
+
+    Args:
+        dsn: Where to LISTEN. A transaction pooler delivers nothing; then each asks again twice a second.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._waiting: set[asyncio.Event] = set()
+        self._by_id: dict[int, asyncio.Event] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._hears = False
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Place]:
+        """A place in the line, for the length of the block."""
+        place = Place(self)
+        self._waiting.add(place.event)
+        if self._task is None:
+            self._task = asyncio.create_task(self._listen())
+        try:
+            yield place
+        finally:
+            self._waiting.discard(place.event)
+            self._by_id = {waiter_id: event for waiter_id, event in self._by_id.items() if event is not place.event}
+            if not self._waiting and self._task is not None:
+                task, self._task = self._task, None
+                task.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([task])
+
+    async def _listen(self) -> None:
+        failing = Backoff(0.1, 3)
+        while True:
+            try:
+                async with await connect_async(self._dsn) as connection:
+                    if connection.is_pooled:
+                        return
+                    async with answered_within(_ASK * 10, "LISTEN"):
+                        await connection.execute(f"listen {CHANNEL}".encode())
+                    # Whoever was told before has missed it.
+                    self._hears = True
+                    for event in self._waiting:
+                        event.set()
+                    failing.reset()
+                    async for notify in connection.notifies():
+                        kind, _, waiter_id = notify.payload.partition(" ")
+                        if kind == "granted" and waiter_id.isdecimal() and int(waiter_id) in self._by_id:
+                            self._by_id[int(waiter_id)].set()
+            except (psycopg.Error, RecallError) as error:
+                logger().warning("line_not_heard", error=str(error), asking_every_seconds=_ASK)
+            finally:
+                self._hears = False
+            await asyncio.sleep(failing.pause())
+
+
+class Place:
+    """One who waits in a Line."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.event = asyncio.Event()
+
+    async def turn(self, waiter_id: int, at_most: float) -> None:
+        """Returns when it may be this one's turn, at the latest after so many seconds."""
+        self._line._by_id[waiter_id] = self.event  # noqa: SLF001 (two halves of one thing)
+        limit = at_most if self._line._hears else min(at_most, _ASK)  # noqa: SLF001
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self.event.wait()
+        self.event.clear()
+
+
+class Hold(_Terms):
+    """A session held for a live chat: an async context manager, from `RecallScheduler.hold_session`.
+
+    Inside the block no run starts in the session, and no other chat has it. The hold is renewed in the background; if
+    that fails the block is cancelled, and leaving it raises HoldLostError.
+
+    Attributes:
+        session_id: The session.
+        holder: Who holds it.
+        since: Since when, in UTC; None: not yet.
+    """
+
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        line: Line,
+        session_id: str,
+        *,
+        holder: str | None,
+        lease: float,
+        if_held: IfHeld,
+        wait: float | None,
+    ) -> None:
+        super().__init__(session_id, holder, lease, if_held, wait)
+        self._database = database
+        self._line = line
+        self._scope = asyncio.timeout(None)
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._obtain()
+        except BaseException:
+            # Also where the answer got lost: the session may be ours by now, or soon.
+            if self._good_until or self._if_held != "refuse":
+                await self._free()
+            raise
+        self._renewing = asyncio.create_task(self._renew())
+        await self._scope.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._renewing is not None  # noqa: S101 (entered)
+        self._renewing.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([self._renewing])
+        try:
+            await self._scope.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            if not self.lost:
+                raise
+        finally:
+            await self._free()
+        if self.lost and (kind is None or kind is asyncio.CancelledError):
+            raise self._lost_error() from error
+
+    async def _obtain(self) -> None:
+        asked_at = time.monotonic()
+        hold = (await self._database.run(self._ask()))[0]
+        if hold.held:
+            self._has(hold, asked_at)
+            return
+        try:
+            async with asyncio.timeout(self._wait) as limit, self._line.place() as place:
+                while not hold.held:
+                    assert hold.waiter_id is not None  # noqa: S101 (who is not refused has a place)
+                    await place.turn(hold.waiter_id, self._pause(hold))
+                    asked_at = time.monotonic()
+                    hold = (await self._database.run(self._ask()))[0]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _still_held(hold, self._wait or 0) from None
+        self._has(hold, asked_at)
+
+    async def _renew(self) -> None:
+        failing = Backoff(0.05, 1)
+        next_at = time.monotonic() + self._lease / 3
+        while True:
+            await asyncio.sleep(max(next_at - time.monotonic(), 0))
+            asked_at = time.monotonic()
+            if asked_at >= self._good_until:
+                self._lose("it could not be renewed in time")
+                break
+            try:
+                async with asyncio.timeout(self._good_until - asked_at):
+                    if not (await self._database.run(self._renewal()))[0]:
+                        self._lose(_WANTED)
+                        break
+            except (psycopg.Error, RecallError, TimeoutError):
+                next_at = min(time.monotonic() + failing.pause(), self._good_until)
+                continue
+            failing.reset()
+            self._good_until = asked_at + self._lease * _LATEST
+            next_at = asked_at + self._lease / 3
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _free(self) -> None:
+        # A lost one is freed too: it is ours until its lease ends, and whoever wants it need not wait for that.
+        with anyio.CancelScope(shield=True):
+            try:
+                async with asyncio.timeout(max(min(self._lease, 5), 1)):
+                    await self._database.run(calls.free_session(self.session_id, self.holder))
+            except (psycopg.Error, RecallError, TimeoutError) as error:
+                self._not_freed(error)
+
+
+class SyncHold(_Terms):
+    """A session held for a live chat: a context manager, from `SyncRecallScheduler.hold_session`.
+
+    The hold is renewed by a thread. A thread cannot be cancelled: if the hold is lost, `lost` is true, and leaving the
+    block raises HoldLostError unless another error is on its way.
+
+    Attributes:
+        session_id: The session.
+        holder: Who holds it.
+        since: Since when, in UTC; None: not yet.
+    """
+
+    def __init__(
+        self,
+        database: SyncDatabase,
+        dsn: str,
+        session_id: str,
+        *,
+        holder: str | None,
+        lease: float,
+        if_held: IfHeld,
+        wait: float | None,
+    ) -> None:
+        super().__init__(session_id, holder, lease, if_held, wait)
+        self._database = database
+        self._dsn = dsn
+        self._left = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="pgrecall-hold", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._obtain()
+        except BaseException:
+            if self._good_until or self._if_held != "refuse":
+                self._free()
+            raise
+        self._renewing.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._renewing.join()
+        self._free()
+        if self.lost and kind is None:
+            raise self._lost_error()
+
+    def _obtain(self) -> None:
+        asked_at = started = time.monotonic()
+        hold = self._database.run(self._ask())[0]
+        if not hold.held:
+            with self._listening() as connection:
+                asked_at = time.monotonic()
+                hold = self._database.run(self._ask())[0]  # it may have been granted before we listened
+                while not hold.held:
+                    pause = self._pause(hold) if connection else min(self._pause(hold), _ASK)
+                    if self._wait is not None:
+                        left = started + self._wait - time.monotonic()
+                        if left <= 0:
+                            raise _still_held(hold, self._wait)
+                        pause = min(pause, left)
+                    if connection:
+                        for notify in connection.notifies(timeout=pause):
+                            if notify.payload == f"granted {hold.waiter_id}":
+                                break
+                    else:
+                        time.sleep(pause)
+                    asked_at = time.monotonic()
+                    hold = self._database.run(self._ask())[0]
+        self._has(hold, asked_at)
+
+    @contextmanager
+    def _listening(self) -> Iterator[psycopg.Connection | None]:
+        """A connection that hears whose turn it is; None where there is none to be had."""
+        with connect_sync(self._dsn) as connection:
+            if connection.is_pooled:
+                yield None
+            else:
+                connection.execute(f"listen {CHANNEL}".encode())
+                yield connection
+
+    def _renew(self) -> None:
+        failing = Backoff(0.05, 1)
+        next_at = time.monotonic() + self._lease / 3
+        while not self._left.wait(max(next_at - time.monotonic(), 0)):
+            asked_at = time.monotonic()
+            if asked_at >= self._good_until:
+                self._lose("it could not be renewed in time")
+                return
+            try:
+                if not self._database.run(self._renewal())[0]:
+                    self._lose(_WANTED)
+                    return
+            except (psycopg.Error, RecallError):
+                next_at = min(time.monotonic() + failing.pause(), self._good_until)
+                continue
+            failing.reset()
+            self._good_until = asked_at + self._lease * _LATEST
+            next_at = asked_at + self._lease / 3
+
+    def _free(self) -> None:
+        try:
+            self._database.run(calls.free_session(self.session_id, self.holder))
+        except (psycopg.Error, RecallError) as error:
+            self._not_freed(error)
