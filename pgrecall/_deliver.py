@@ -72,6 +72,8 @@ class Deliverer:
         self._poll_interval = poll_interval
         self._signer = signer
         self._can = importlib.util.find_spec("httpx2") is not None
+        #: Set when it has looked once.
+        self.looked = anyio.Event()
         self._alarm = Alarm()
         self._under_way = 0
         self._ended = anyio.Event()
@@ -156,6 +158,8 @@ class Deliverer:
                 logger().error("loop_error", worker_id=self._worker_id, error=describe(error))
             self._alarm.no_later_than(time.monotonic() + self._failing.pause())
             return None
+        finally:
+            self.looked.set()
         self._complained = False
         self._failing.reset()
         return rows

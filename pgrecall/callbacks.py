@@ -133,9 +133,10 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
     except OSError as error:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, [listening])
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            server.should_exit = True
+    with listening:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listening])
+            try:
+                yield listening.getsockname()[1]
+            finally:
+                server.should_exit = True

@@ -265,6 +265,7 @@ class Worker:
                     )
                 background.start_soon(self._guard_lease, lease)
                 background.start_soon(self._deliverer.run)
+                await self._deliverer.looked.wait()
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
                     # In a task of its own: cancelling the host's task must not tear a claim from its answer.

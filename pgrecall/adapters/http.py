@@ -113,7 +113,9 @@ class HTTPAgent:
     async def _ask(self, recall: CurrentRecall, session_id: str, user_message: str) -> Answered:
         body = json.dumps(await self._body(recall, session_id, user_message), ensure_ascii=False).encode()
         async with AsyncExitStack() as stack:
-            client = self._client or await stack.enter_async_context(new_client())
+            client = self._client
+            if client is None:
+                client = await stack.enter_async_context(new_client())
             try:
                 return await post(
                     client,
@@ -174,7 +176,7 @@ def _checked_url(name: str, url: str) -> str:
 
 
 def _iso(moment: datetime | None) -> str | None:
-    return moment and moment.isoformat().replace("+00:00", "Z")
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def _read(answered: Answered, url: str) -> Answer:

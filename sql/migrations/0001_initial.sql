@@ -467,15 +467,20 @@ create table pgrecall.deliveries (
 );
 comment on table pgrecall.deliveries is
     'The outbox: replies on their way to a URL. A row is written in the transaction that records the run, so that no reply is forgotten; that the agent ran and that somebody was reached are two facts.';
-comment on column pgrecall.deliveries.id is 'The run whose reply it is. Also the webhook-id, the same at every attempt.';
+comment on column pgrecall.deliveries.id is 'The run whose reply it is.';
+comment on column pgrecall.deliveries.recall_id is 'The recall; it may have been deleted since.';
+comment on column pgrecall.deliveries.session_id is 'The session that it was said in.';
+comment on column pgrecall.deliveries.url is 'Where to. An operator may change it before retry_delivery().';
 comment on column pgrecall.deliveries.payload is 'The body that is posted.';
 comment on column pgrecall.deliveries.status is
     'pending: will be tried at next_at. delivered: answered with 2xx. failed: given up, see last_error.';
 comment on column pgrecall.deliveries.attempt is 'How often it was tried.';
 comment on column pgrecall.deliveries.next_at is
     'When it is tried next. While a worker tries it: when another one may, should this one have died.';
+comment on column pgrecall.deliveries.created_at is 'When the run ended.';
 comment on column pgrecall.deliveries.ended_at is 'When it was delivered or given up.';
 comment on column pgrecall.deliveries.response_status is 'The HTTP status of the last answer; null: there was none.';
+comment on column pgrecall.deliveries.last_error is 'Why the last attempt failed; null: it did not.';
 create index deliveries_due on pgrecall.deliveries (next_at) where next_at is not null;
 comment on index pgrecall.deliveries_due is 'Serves claim_deliveries() and the time of the next one.';
 create index deliveries_of_session on pgrecall.deliveries (session_id);

@@ -41,7 +41,7 @@ def deliveries(db: psycopg.Connection) -> list[Row]:
 
 def queued(db: psycopg.Connection, session_id: str = "s1", reply: str = "hello", **columns: object) -> int:
     """Run a recall that wants its reply delivered; the delivery's id."""
-    add(db, session_id, **{"deliver_to": URL, **columns})
+    add(db, session_id, NOW, **{"deliver_to": URL, **columns})
     run = claim_one(db)
     assert finish(db, run, reply=reply)["accepted"]
     return int(run["run_id"])
