@@ -6,6 +6,7 @@ worker that waits.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -134,9 +135,11 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[int]:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     with listening:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listening])
-            try:
-                yield listening.getsockname()[1]
-            finally:
-                server.should_exit = True
+        # No task group: what is raised inside the block must leave it as it is.
+        served = asyncio.create_task(server.serve([listening]))
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            with anyio.CancelScope(shield=True):
+                await served
