@@ -6,6 +6,9 @@ import asyncio
 import base64
 import gzip
 import socket
+import subprocess
+import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +16,7 @@ import httpx2
 import pytest
 from receiver import SECRET, hanging, receiving, replied
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from workerprocess import ROOT
 from workertools import Sql, sql, until, working
 
 from pgrecall import SettingsError, SyncRecallScheduler
@@ -396,6 +400,36 @@ async def test_a_report_is_found_also_if_its_notification_was_lost(
                 "where held.locktype = 'advisory'"
             )
             assert await ran(db, recall_id) == ("success", "unheard", None)
+
+
+# The example
+
+
+async def test_the_example_does_each_occurrence_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGRECALL_WEBHOOK_SECRET", SECRET)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = [sys.executable, "-m", "uvicorn", "--app-dir", "examples", "--port", str(port), "http_agent:app"]
+    process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        async with sql(database) as db, httpx2.AsyncClient() as client:
+
+            async def listens() -> bool:
+                with suppress(httpx2.ConnectError):
+                    return (await client.get(f"http://127.0.0.1:{port}/")).status_code == 405
+                return False
+
+            await until(listens, 20)
+            await db.session("s1")
+            recall_id = await db.recall("s1", message="Water the fern.")
+            async with working(database, HTTPAgent(f"http://127.0.0.1:{port}/")):
+                assert await ran(db, recall_id) == ("success", "I have done it: Water the fern.", None)
+            body = b"{}"
+            signed = Signer(SECRET).headers("recall_x", body)
+            assert (await client.post(f"http://127.0.0.1:{port}/", content=b"[]", headers=signed)).status_code == 401
+    finally:
+        process.terminate()
+        process.wait()
 
 
 # Settings
