@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import anyio.lowlevel
@@ -376,3 +378,9 @@ async def test_deliveries_are_listed_and_tried_again_from_python(database: str) 
             assert again.status == "pending"
             await became(db, "delivered")
             assert await recalls.get_deliveries(status="failed") == []
+
+
+def test_nothing_of_http_is_imported_unless_it_is_needed() -> None:
+    program = "import sys, pgrecall, pgrecall.cli.run; print({'httpx2', 'starlette', 'uvicorn'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

@@ -410,7 +410,7 @@ async def test_the_example_does_each_occurrence_once(database: str, monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = [sys.executable, "-m", "uvicorn", "--app-dir", "examples", "--port", str(port), "http_agent:app"]
-    process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 (it returns at once)
     try:
         async with sql(database) as db, httpx2.AsyncClient() as client:
 
@@ -424,9 +424,15 @@ async def test_the_example_does_each_occurrence_once(database: str, monkeypatch:
             recall_id = await db.recall("s1", message="Water the fern.")
             async with working(database, HTTPAgent(f"http://127.0.0.1:{port}/")):
                 assert await ran(db, recall_id) == ("success", "I have done it: Water the fern.", None)
-            body = b"{}"
-            signed = Signer(SECRET).headers("recall_x", body)
-            assert (await client.post(f"http://127.0.0.1:{port}/", content=b"[]", headers=signed)).status_code == 401
+            replies = []
+            for message in ("first", "again"):
+                body = b'{"data": {"user_message": "%s"}}' % message.encode()
+                headers = Signer(SECRET).headers("recall_x", body)
+                answer = await client.post(f"http://127.0.0.1:{port}/", content=body, headers=headers)
+                replies.append(answer.json()["reply"])
+            assert replies == ["I have done it: first"] * 2
+            forged = await client.post(f"http://127.0.0.1:{port}/", content=b"[]", headers=headers)
+            assert forged.status_code == 401
     finally:
         process.terminate()
         process.wait()
