@@ -59,7 +59,7 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value that was refused, short enough for a message."""
     try:
         text = repr(value)
@@ -71,7 +71,7 @@ def _shown(value: object) -> str:
 def _aware(name: str, value: datetime | None) -> datetime | None:
     if value is not None and not isinstance(value, datetime):
         raise InvalidRecallError(
-            f"{name} is {_shown(value)}, which is no datetime", hint="datetime.fromisoformat() makes one from a text."
+            f"{name} is {shown(value)}, which is no datetime", hint="datetime.fromisoformat() makes one from a text."
         )
     if value is not None and value.tzinfo is None:
         raise InvalidRecallError(
@@ -86,7 +86,7 @@ def _text(name: str, value: str | None) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no text")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no text")
     if "\x00" in value:
         raise InvalidRecallError(f"{name} contains a NUL character, which PostgreSQL's text cannot hold")
     try:
@@ -98,9 +98,9 @@ def _text(name: str, value: str | None) -> str | None:
 
 def _integer(name: str, value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no whole number")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no whole number")
     if value is not None and not -(2**31) <= value < 2**31:
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is out of range", hint="At most 2147483647.")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range", hint="At most 2147483647.")
     return value
 
 
@@ -115,14 +115,14 @@ def _big_integer(name: str, value: int) -> int:
 
 def _boolean(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is neither True nor False")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is neither True nor False")
     return value
 
 
 def _texts(name: str, values: object) -> list[str | None]:
     """A text is a collection of texts, too, but never the one that was meant."""
     if isinstance(values, str | bytes) or not isinstance(values, Collection):
-        raise InvalidRecallError(f"{name} is {_shown(values)}, which is no collection of texts")
+        raise InvalidRecallError(f"{name} is {shown(values)}, which is no collection of texts")
     return [_text(name, value) for value in values]
 
 
@@ -130,7 +130,7 @@ def _object(name: str, value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no mapping")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no mapping")
     return as_json(dict(value))
 
 

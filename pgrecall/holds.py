@@ -49,12 +49,12 @@ class _Terms:
     """What both kinds of hold are asked for with, and what they know; see RecallScheduler.hold_session."""
 
     def __init__(self, session_id: str, holder: str | None, lease: float, if_held: IfHeld, wait: float | None) -> None:
-        if not 0.1 <= lease <= 86400:
-            raise SettingsError(f"lease is {lease}, but must be 0.1 to 86400 seconds")
-        if wait is not None and not wait >= 0:
-            raise SettingsError(f"wait is {wait}, but must be 0 or more seconds, or None")
+        if not (isinstance(lease, int | float) and 0.1 <= lease <= 86400):
+            raise SettingsError(f"lease is {calls.shown(lease)}, but must be 0.1 to 86400 seconds")
+        if wait is not None and not (isinstance(wait, int | float) and wait >= 0):
+            raise SettingsError(f"wait is {calls.shown(wait)}, but must be 0 or more seconds, or None")
         self.session_id = session_id
-        self.holder = holder or _name()
+        self.holder = _name() if holder is None else holder
         self.since: datetime | None = None
         self._lease = lease
         self._if_held: IfHeld = if_held

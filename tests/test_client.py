@@ -69,7 +69,9 @@ def test_the_two_schedulers_have_the_same_methods_parameters_and_words() -> None
         methods = {}
         for name, method in inspect.getmembers(kind, inspect.isfunction):
             plain = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}.get(name, name)
-            signature = str(inspect.signature(method)).replace("AsyncConnection", "Connection")
+            signature = (
+                str(inspect.signature(method)).replace("AsyncConnection", "Connection").replace("SyncHold", "Hold")
+            )
             methods[plain] = (signature, inspect.getdoc(method) or "")
         return methods
 

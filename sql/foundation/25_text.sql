@@ -66,6 +66,9 @@ declare
     v_local timestamp;
     v_offset interval;
 begin
+    if not isfinite(moment) then
+        return moment::text;
+    end if;
     begin
         v_local := moment at time zone v_zone;
     exception
@@ -92,13 +95,14 @@ parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
     select case
+        when total.seconds is null then span::text
         when total.seconds < 1 then '0 s'
         when total.seconds < 60 then total.seconds || ' s'
         when total.seconds < 3600 then total.seconds / 60 || ' min ' || total.seconds % 60 || ' s'
         when total.seconds < 86400 then total.seconds / 3600 || ' h ' || total.seconds % 3600 / 60 || ' min'
         else total.seconds / 86400 || ' days ' || total.seconds % 86400 / 3600 || ' h'
     end
-    from (select floor(extract(epoch from span))::bigint as seconds) as total;
+    from (select case when isfinite(span) then floor(extract(epoch from span))::bigint end as seconds) as total;
 $$;
 comment on function pgrecall.span_text(interval) is
     'A length of time for a model or a person, in its two largest units: 12 s, 4 min 10 s, 2 h 5 min, 3 days 4 h. Less than a second, and below zero, is 0 s.';

@@ -189,3 +189,17 @@ end;
 $$;
 comment on function pgrecall._after_settings_update() is
     'Makes every worker look now. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+
+create or replace function pgrecall._before_settings_removal()
+returns trigger
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'the row of pgrecall.settings cannot be removed'
+        using errcode = 'PR005', hint = 'Change it: update pgrecall.settings set …; to stop everything: pgrecall.pause_all().';
+end;
+$$;
+comment on function pgrecall._before_settings_removal() is
+    'Refuses to remove the settings. Called by the trigger settings_stay. Raises: PR005.';

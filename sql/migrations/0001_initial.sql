@@ -20,8 +20,6 @@ begin
 end $$;
 
 create table pgrecall.settings (
-    is_only_row boolean primary key default true
-        constraint settings_has_one_row check (is_only_row),
     timeout_seconds integer not null default 600
         constraint timeout_seconds_of_settings_must_be_greater_than_zero check (timeout_seconds > 0),
     max_runs_per_day integer
@@ -48,10 +46,11 @@ create table pgrecall.settings (
         constraint agent_recurring_days_must_be_1_to_36500 check (agent_recurring_days between 1 and 36500),
     constraint paused_until_of_settings_needs_paused_at check (paused_until is null or paused_at is not null)
 );
+create unique index settings_has_one_row on pgrecall.settings ((true));
+comment on index pgrecall.settings_has_one_row is 'Keeps the table at one row.';
 insert into pgrecall.settings default values;
 comment on table pgrecall.settings is
     'What holds for all recalls and workers of this database, one row: update pgrecall.settings set …; a change counts from the next claim on.';
-comment on column pgrecall.settings.is_only_row is 'Keeps the table at one row.';
 comment on column pgrecall.settings.timeout_seconds is
     'Wall-clock limit of a run in seconds, where neither its recall nor its worker has one of its own.';
 comment on column pgrecall.settings.max_runs_per_day is
@@ -257,7 +256,7 @@ create table pgrecall.session_recalls (
         constraint created_by_must_be_host_or_agent check (created_by in ('host', 'agent')),
     created_by_run_id bigint,
     chain_depth integer not null default 0
-        constraint chain_depth_must_be_0_or_more check (chain_depth >= 0),
+        constraint chain_depth_must_be_0_to_1000000 check (chain_depth between 0 and 1000000),
     idempotency_key text
         constraint idempotency_key_must_have_1_to_255_characters check (length(idempotency_key) between 1 and 255),
     metadata jsonb not null default '{}',
@@ -277,7 +276,7 @@ create table pgrecall.session_recalls (
         constraint deferred_since_must_be_a_finite_time_in_the_years_1_to_9999
             check (deferred_since >= '0001-01-02 00:00:00+00' and deferred_since < '9999-12-31 00:00:00+00'),
     failures integer not null default 0
-        constraint failures_must_be_0_or_more check (failures >= 0),
+        constraint failures_must_be_0_to_1000000000 check (failures between 0 and 1000000000),
     paused_at timestamptz
         constraint paused_at_must_be_a_finite_time_in_the_years_1_to_9999
             check (paused_at >= '0001-01-02 00:00:00+00' and paused_at < '9999-12-31 00:00:00+00'),
@@ -586,6 +585,12 @@ when (
 )
 execute function pgrecall._after_settings_update();
 comment on trigger settings_update on pgrecall.settings is 'Makes every worker look when a pause or a limit changes.';
+
+create trigger settings_stay
+before delete or truncate on pgrecall.settings
+for each statement
+execute function pgrecall._before_settings_removal();
+comment on trigger settings_stay on pgrecall.settings is 'Keeps the row: nothing runs without it.';
 
 create trigger recall_delete
 after delete on pgrecall.session_recalls

@@ -67,7 +67,7 @@ begin
     raise exception 'no session with id %', quote_nullable(left(session_id, 255))
         using
             errcode = 'PR002',
-            detail = left(session_id, 255),
+            detail = coalesce(left(session_id, 255), ''),
             hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
 end;
 $$;

@@ -108,7 +108,7 @@ begin
     if recall.status = 'running' then
         v_next := pgrecall._next_occurrence(recall, greatest(recall.nominal_at, pgrecall.clock()));
         perform pgrecall._record_missed(recall, v_next);
-        v_failures := case new_status when 'failed' then recall.failures + 1 when 'fired' then 0 else recall.failures end;
+        v_failures := case new_status when 'failed' then least(recall.failures + 1, 1000000000) when 'fired' then 0 else recall.failures end;
     end if;
     v_pauses := v_next is not null and v_failures > recall.failures and v_failures >= recall.pause_after_failures;
     -- Ended by somebody else while it ran (cancelled, set back to pending): their word stands.
@@ -160,6 +160,12 @@ begin
     elsif jsonb_typeof(messages) <> 'array' or jsonb_path_exists(messages, 'strict $[*] ? (@.type() <> "object")') then
         raise exception 'messages is not an array of objects: %', left(messages::text, 100)
             using errcode = 'PR005', hint = 'For example ''[{"role": "assistant", "content": "Done."}]''.';
+    elsif jsonb_path_exists(
+        messages,
+        '$[*] ? (exists(@.in_history) && @.in_history.type() != "boolean" || exists(@.in_context) && @.in_context.type() != "boolean")'
+    ) then
+        raise exception 'in_history or in_context of a message is not true or false: %', left(messages::text, 100)
+            using errcode = 'PR005', hint = 'Leave them out for a message that people and the model see.';
     end if;
     v_id := pgrecall.occurrence_message_id(recall.id, recall.nominal_at);
     v_reply := (

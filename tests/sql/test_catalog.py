@@ -24,9 +24,17 @@ PLAIN = {
     "recall_runs.finished_at",
     "recall_runs.session_id",
     "recall_runs.worker_id",
+    "deliveries.created_at",
+    "deliveries.last_error",
+    "deliveries.recall_id",
+    "deliveries.session_id",
+    "deliveries.url",
     "session_messages.content",
     "session_messages.created_at",
     "session_messages.session_id",
+    "session_waiters.holder",
+    "session_waiters.session_id",
+    "session_waiters.since",
     "session_recalls.created_at",
     "session_recalls.id",
     "session_recalls.session_id",
@@ -174,6 +182,9 @@ SAMPLES: Row = {
     "pid": 1,
     "max_attempts": 1,
     "timeout_seconds": 1,
+    "idle_for_seconds": 1,
+    "max_defer_seconds": 1,
+    "pause_after_failures": 1,
     "interval_seconds": 1,
     "is_admin": False,
     "inject": True,
@@ -182,6 +193,7 @@ SAMPLES: Row = {
     "append_reply": True,
     "trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
     "new_trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
+    "paused_until": datetime(2030, 1, 1, tzinfo=UTC),
     "end_at": datetime(2030, 1, 1, tzinfo=UTC),
     "before": datetime(2030, 1, 1, tzinfo=UTC),
     "lease": timedelta(seconds=1),
@@ -224,6 +236,7 @@ def test_every_routine_for_callers_has_a_call_from_python(db: psycopg.Connection
     """The others are for people and for the SQL itself."""
     public = {one["proname"] for one in routines(db) if not one["proname"].startswith("_")}
     for_sql = {"clock", "new_id", "microseconds", "occurrence_message_id", "cron_error", "cron_next", "time_zone_error"}
+    for_sql |= {"time_text", "span_text", "default_message_template", "message_template_error"}
     assert public - for_sql - {"watch"} == set(CALLS)
 
 

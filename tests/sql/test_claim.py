@@ -118,6 +118,7 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
     run = claim_one(db)
     del run["now_at"], run["next_due_at"], run["settled"]
     assert isinstance(run.pop("run_id"), int)
+    assert run.pop("model_text").startswith("[Scheduled recall] go on\n")
     assert run == {
         "recall_id": name,
         "session_id": "s1",
@@ -132,6 +133,9 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
         "additional_context_message": "go on",
         "internal_comment": "why",
         "metadata": {"a": 1},
+        "time_zone": "UTC",
+        "chain_depth": 0,
+        "default_timeout_seconds": 600,
         "defer_reason": None,
     }
 
@@ -270,7 +274,7 @@ def test_a_second_due_recall_of_a_session_in_the_same_batch_waits(db: psycopg.Co
     found = claim(db)
     (run,), (waiting,) = found.runs, found.deferred
     assert (run["recall_id"], waiting["recall_id"]) == (first, second)
-    reason = f"session taken by run {run['run_id']}"
+    reason = f"session held by run {run['run_id']}"
     assert (waiting["defer_reason"], waiting["deferrals"], waiting["attempt"]) == (reason, 1, 0)
     shown = recall(db, second)
     assert (shown["status"], shown["due_at"], shown["trigger_at"]) == ("pending", NOW + MINUTE, NOW)
@@ -288,7 +292,7 @@ def test_a_recall_of_a_taken_session_waits_with_a_reason_and_is_tried_again(db: 
     set_clock(db, NOW + MINUTE)
     call(db, "renew", worker_id=recall(db, run["recall_id"])["worker_id"])
     (deferred,) = claim(db).deferred
-    assert (deferred["deferrals"], deferred["defer_reason"]) == (2, f"session taken by run {run['run_id']}")
+    assert (deferred["deferrals"], deferred["defer_reason"]) == (2, f"session held by run {run['run_id']}")
 
 
 def test_a_waiting_recall_is_due_at_once_when_the_session_is_freed(db: psycopg.Connection) -> None:
@@ -298,7 +302,8 @@ def test_a_waiting_recall_is_due_at_once_when_the_session_is_freed(db: psycopg.C
     claim(db)
     finish(db, run)
     shown = recall(db, waiting)
-    assert (shown["due_at"], shown["defer_reason"], shown["deferrals"]) == (NOW, None, 1)
+    assert (shown["due_at"], shown["not_before"], shown["deferrals"]) == (NOW, None, 1)
+    assert shown["defer_reason"] == f"session held by run {run['run_id']}"
     assert session(db, "s1")["has_waiting"] is False
     later = claim_one(db)
     assert (later["recall_id"], later["deferrals"]) == (waiting, 1)

@@ -244,6 +244,8 @@ def test_a_run_is_recorded_with_all_that_is_known(db: psycopg.Connection) -> Non
             "reply": "done",
             "error": None,
             "usage": {"tokens": 7},
+            "deferrals": 0,
+            "defer_reason": None,
             "occurrences": 1,
             "refused_at": None,
         }

@@ -90,6 +90,15 @@ def test_three_columns_are_a_complete_request(db: psycopg.Connection) -> None:
         "end_at": None,
         "max_attempts": 3,
         "timeout_seconds": None,
+        "idle_for_seconds": None,
+        "max_defer_seconds": 86400,
+        "on_max_defer": "run",
+        "on_interrupt": "retry",
+        "pause_after_failures": None,
+        "deliver_to": None,
+        "created_by": "host",
+        "created_by_run_id": None,
+        "chain_depth": 0,
         "idempotency_key": None,
         "metadata": {},
         "nominal_at": None,
@@ -97,6 +106,11 @@ def test_three_columns_are_a_complete_request(db: psycopg.Connection) -> None:
         "not_before": None,
         "deferrals": 0,
         "defer_reason": None,
+        "deferred_since": None,
+        "failures": 0,
+        "paused_at": None,
+        "paused_until": None,
+        "pause_reason": None,
         "run_id": None,
         "worker_id": None,
         "claimed_at": None,
@@ -162,6 +176,23 @@ CHECKS: list[tuple[str, Row]] = [
     ("nominal_at_must_be_a_finite_time_in_the_years_1_to_9999", {"nominal_at": "infinity"}),
     ("claimed_at_must_be_a_finite_time_in_the_years_1_to_9999", {"claimed_at": "infinity"}),
     ("attempt_must_be_0_to_1000000", {"attempt": -1}),
+    ("idle_for_seconds_must_be_greater_than_zero", {"idle_for_seconds": 0}),
+    ("max_defer_seconds_must_be_greater_than_zero", {"max_defer_seconds": 0}),
+    ("on_max_defer_must_be_run_or_skip", {"on_max_defer": "wait"}),
+    ("on_interrupt_must_be_retry_or_skip", {"on_interrupt": "run"}),
+    ("pause_after_failures_must_be_greater_than_zero", {"pause_after_failures": 0}),
+    ("deliver_to_must_be_an_http_url", {"deliver_to": "ftp://host/file"}),
+    ("deliver_to_must_be_an_http_url", {"deliver_to": "https://"}),
+    ("created_by_must_be_host_or_agent", {"created_by": "user"}),
+    ("chain_depth_must_be_0_to_1000000", {"chain_depth": -1}),
+    ("deferred_since_must_be_a_finite_time_in_the_years_1_to_9999", {"deferred_since": "infinity"}),
+    ("failures_must_be_0_to_1000000000", {"failures": -1}),
+    ("paused_at_must_be_a_finite_time_in_the_years_1_to_9999", {"paused_at": "infinity"}),
+    (
+        "paused_until_must_be_a_finite_time_in_the_years_1_to_9999",
+        {"paused_at": "2030-01-01", "paused_until": "infinity"},
+    ),
+    ("paused_until_needs_paused_at", {"paused_until": "2030-01-01"}),
     ("deferrals_must_be_0_to_1000000000", {"deferrals": 2**31 - 1}),
     ("run_id_is_set_by_claim_with_worker_id_and_times", {"run_id": 1}),
 ]
@@ -189,7 +220,7 @@ def test_every_check_of_recalls_has_a_case_above(db: psycopg.Connection) -> None
     assert {one["conname"] for one in found} == {constraint for constraint, _ in CHECKS}
 
 
-@pytest.mark.parametrize("table", ["sessions", "session_messages", "recall_runs", "workers", "migrations"])
+@pytest.mark.parametrize("table", ["sessions", "session_messages", "recall_runs", "workers", "migrations", "settings"])
 def test_the_checks_of_the_other_tables_have_names_that_say_what_is_wrong(db: psycopg.Connection, table: str) -> None:
     found = rows(
         db,
