@@ -9,14 +9,16 @@ import os
 
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 webhook = Webhook(os.environ["PGRECALL_WEBHOOK_SECRET"])
-answers = {}  # yours: a table, so that it outlives this process
+answers: dict[str, str] = {}  # yours: a table, so that it outlives this process
 
 
-async def agent(request):
+async def agent(request: Request) -> Response:
+    """Answers a recall that is due."""
     try:
         due = webhook.verify(await request.body(), dict(request.headers))
     except WebhookVerificationError:

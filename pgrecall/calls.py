@@ -107,9 +107,9 @@ def _integer(name: str, value: int | None) -> int | None:
 def _big_integer(name: str, value: int) -> int:
     """The number of a run, or of what is numbered like it."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is no whole number")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no whole number")
     if not -(2**63) <= value < 2**63:
-        raise InvalidRecallError(f"{name} is {_shown(value)}, which is out of range", hint="At most 2**63 - 1.")
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range", hint="At most 2**63 - 1.")
     return value
 
 
