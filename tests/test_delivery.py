@@ -236,13 +236,17 @@ async def test_nothing_is_asked_while_nothing_is_pending(database: str) -> None:
         await db("create extension pg_stat_statements")
         await db.session("s1")
 
-        async def asked() -> int:
+        async def calls(*routines: str) -> int:
             rows = await db(
                 "select coalesce(sum(calls), 0)::integer from pg_stat_statements "
                 "where toplevel and dbid = (select oid from pg_database where datname = current_database()) "
-                "and (query like '%%pgrecall.claim_deliveries(%%' or query like '%%pgrecall.end_delivery(%%')"
+                "and query like any(%s)",
+                [f"%pgrecall.{routine}(%" for routine in routines],
             )
             return int(rows[0])
+
+        async def asked() -> int:
+            return await calls("claim_deliveries", "end_delivery")
 
         async with working(database, agent, safety_interval=0.2):
             await db.asleep()
@@ -250,8 +254,7 @@ async def test_nothing_is_asked_while_nothing_is_pending(database: str) -> None:
             await db.ended(await db.recall("s1"))  # nobody wants it delivered
 
             async def has_looked_often() -> bool:
-                looks = await db("select calls from pg_stat_statements where query like '%%pgrecall.claim(%%'")
-                return bool(looks and looks[0] >= 8)
+                return await calls("claim") >= 8
 
             await until(has_looked_often)
             assert await asked() == before
