@@ -24,7 +24,7 @@ from pgrecall import calls
 from pgrecall._backoff import Backoff
 from pgrecall._listener import Alarm
 from pgrecall.agents import describe
-from pgrecall.database import AsyncDatabase
+from pgrecall.database import AsyncDatabase, answered_within
 from pgrecall.errors import RecallError
 from pgrecall.model import DeliveryClaim, DeliveryStatus
 from pgrecall.telemetry import logger
@@ -35,6 +35,9 @@ _MOST = 10
 
 #: Seconds in which a receiver must answer.
 _SECONDS = 20.0
+
+#: Seconds within which the database must answer.
+_PATIENCE = 10.0
 
 #: For how long nobody else tries what this worker tries.
 _LEASE = timedelta(seconds=60)
@@ -151,7 +154,8 @@ class Deliverer:
     async def _ask(self, call: calls.Call[Any]) -> list[Any] | None:
         """The answer; None if there was none: then it looks again later."""
         try:
-            rows = await self._database.run(call)
+            async with answered_within(_PATIENCE, f"{call.function}()"):
+                rows = await self._database.run(call)
         except (RecallError, psycopg.Error, TimeoutError) as error:
             if not self._complained:
                 self._complained = True
