@@ -6,9 +6,11 @@ from pgrecall.client import RecallScheduler, SyncRecallScheduler
 from pgrecall.errors import (
     AgentError,
     HoldLostError,
+    HostTableError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
+    RecallLimitError,
     RecallNotFoundError,
     RecallStateError,
     SchemaError,
@@ -18,6 +20,7 @@ from pgrecall.errors import (
     SessionHeldError,
     SessionNotFoundError,
     SettingsError,
+    TokenError,
 )
 from pgrecall.holds import Hold, SyncHold
 from pgrecall.model import Delivery, HeldSession, Recall, RecallRun, Settings
@@ -34,11 +37,13 @@ __all__ = [
     "HeldSession",
     "Hold",
     "HoldLostError",
+    "HostTableError",
     "InvalidRecallError",
     "PostgresSessionStore",
     "Recall",
     "RecallError",
     "RecallExistsError",
+    "RecallLimitError",
     "RecallNotFoundError",
     "RecallRun",
     "RecallScheduler",
@@ -57,6 +62,7 @@ __all__ = [
     "SettingsError",
     "SyncHold",
     "SyncRecallScheduler",
+    "TokenError",
     "Worker",
     "__version__",
     "current_recall",

@@ -6,6 +6,7 @@ No I/O here. The async and the sync scheduler both run these, so neither can dif
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pgrecall.errors import InvalidRecallError
 from pgrecall.model import (
+    AdoptedRecall,
     CallType,
     ClaimRow,
     Delivery,
@@ -31,6 +33,9 @@ from pgrecall.model import (
 )
 
 T = TypeVar("T")
+
+#: A NUL in JSON text. An even number of backslashes before the u is a text that speaks of one.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,15 @@ def _big_integer(name: str, value: int) -> int:
     return value
 
 
+def _number(name: str, value: float | None) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no number")
+    try:
+        return None if value is None else float(value)
+    except OverflowError as error:
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range") from error
+
+
 def _boolean(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRecallError(f"{name} is {shown(value)}, which is neither True nor False")
@@ -141,7 +155,7 @@ def as_json(value: object) -> str:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecallError(f"not JSON: {error}") from error
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise InvalidRecallError("a JSON text contains a NUL character, which PostgreSQL cannot hold")
     return text
 
@@ -337,6 +351,62 @@ def get_holds(session_id: str | None) -> Call[HeldSession]:
     return Call("get_holds", _given(session_id=_text("session_id", session_id)), HeldSession)
 
 
+def agent_schedule_recall(
+    session_id: str,
+    additional_context_message: str,
+    *,
+    run_id: int | None,
+    trigger_at: str | None,
+    in_seconds: float | None,
+    interval_seconds: int | None,
+    cron: str | None,
+    time_zone: str | None,
+    end_at: str | None,
+    if_exists: str | None,
+    idempotency_key: str | None,
+) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_schedule_recall`."""
+    return Call(
+        "agent_schedule_recall",
+        {"session_id": _text("session_id", session_id)}
+        | {"additional_context_message": _text("additional_context_message", additional_context_message)}
+        | _given(
+            run_id=run_id,
+            trigger_at=_text("trigger_at", trigger_at),
+            in_seconds=_number("in_seconds", in_seconds),
+            interval_seconds=_integer("interval_seconds", interval_seconds),
+            cron=_text("cron", cron),
+            time_zone=_text("time_zone", time_zone),
+            end_at=_text("end_at", end_at),
+            if_exists=_text("if_exists", if_exists),
+            idempotency_key=_text("idempotency_key", idempotency_key),
+        ),
+    )
+
+
+def agent_list_recalls(session_id: str) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_list_recalls`."""
+    return Call("agent_list_recalls", {"session_id": _text("session_id", session_id)})
+
+
+def agent_cancel_recall(session_id: str, recall_id: str | None, run_id: int | None) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_cancel_recall`."""
+    return Call(
+        "agent_cancel_recall",
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+    )
+
+
+def agent_skip_next_recall(session_id: str, recall_id: str | None, run_id: int | None) -> Call[dict[str, Any]]:
+    """`pgrecall.agent_skip_next_recall`."""
+    return Call(
+        "agent_skip_next_recall",
+        {"session_id": _text("session_id", session_id)}
+        | _given(recall_id=_text("recall_id", recall_id), run_id=run_id),
+    )
+
+
 def claim(worker_id: str, up_to: int, lease: timedelta, inject: bool) -> Call[ClaimRow]:
     """`pgrecall.claim`."""
     return Call("claim", {"worker_id": worker_id, "up_to": up_to, "lease": lease, "inject": inject}, ClaimRow)
@@ -495,6 +565,40 @@ def get_deliveries(
             "limit": _integer("limit", limit),
         },
         Delivery,
+    )
+
+
+def use_sessions_table(
+    host_table: str, id_column: str, user_id_column: str | None, time_zone_column: str | None, orphans: str
+) -> Call[int]:
+    """`pgrecall.use_sessions_table`."""
+    return Call(
+        "use_sessions_table",
+        {
+            "host_table": _text("host_table", host_table),
+            "id_column": _text("id_column", id_column),
+            "user_id_column": _text("user_id_column", user_id_column),
+            "time_zone_column": _text("time_zone_column", time_zone_column),
+            "orphans": _text("orphans", orphans),
+        },
+    )
+
+
+def use_own_sessions() -> Call[bool]:
+    """`pgrecall.use_own_sessions`."""
+    return Call("use_own_sessions", {})
+
+
+def adopt_recalls(old_table: str, mark_as: str, naive_times_in: str | None) -> Call[AdoptedRecall]:
+    """`pgrecall.adopt_recalls`."""
+    return Call(
+        "adopt_recalls",
+        {
+            "old_table": _text("old_table", old_table),
+            "mark_as": _text("mark_as", mark_as),
+            "naive_times_in": _text("naive_times_in", naive_times_in),
+        },
+        AdoptedRecall,
     )
 
 

@@ -23,9 +23,11 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from pgrecall import calls, schema
 from pgrecall.calls import Call
 from pgrecall.errors import (
+    HostTableError,
     InvalidRecallError,
     RecallError,
     RecallExistsError,
+    RecallLimitError,
     RecallNotFoundError,
     RecallStateError,
     SessionHeldError,
@@ -119,6 +121,10 @@ def translate(error: psycopg.Error) -> RecallError | None:
             return InvalidRecallError(message, constraint=error.diag.constraint_name, hint=hint)
         case "PR006":
             return _held(message, detail, hint)
+        case "PR007":
+            return RecallLimitError(message, hint=hint)
+        case "PR008":
+            return HostTableError(message, hint=hint)
         case "23514" if error.diag.schema_name == "pgrecall" and error.diag.constraint_name:
             # The constraints are named as sentences.
             name = error.diag.constraint_name

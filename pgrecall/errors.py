@@ -126,6 +126,18 @@ class HoldLostError(RecallError):
         self.session_id = session_id
 
 
+class RecallLimitError(RecallError):
+    """The settings do not allow an agent to do this: the message says what is too much, the hint what to do instead."""
+
+    sqlstate = "PR007"
+
+
+class HostTableError(RecallError):
+    """A table of the host's own (its sessions, its former recalls) cannot be used, or is used, in the way asked for."""
+
+    sqlstate = "PR008"
+
+
 class SchemaError(RecallError):
     """The schema in the database is not the one this package was made for."""
 
@@ -148,6 +160,10 @@ class SettingsError(RecallError):
 
 class AgentError(RecallError):
     """What was given as the agent cannot be used as one."""
+
+
+class TokenError(RecallError):
+    """A session token is not valid: it was changed, has expired, or was made with another secret or for another use."""
 
 
 for _error in list(globals().values()):

@@ -6,6 +6,7 @@ Knows the SQL functions of holds and nothing of recalls. Who may hold when is de
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -45,13 +46,17 @@ def _name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
+def _is_between(seconds: object, least: float, most: float) -> bool:
+    return isinstance(seconds, int | float) and least <= seconds <= most
+
+
 class _Terms:
     """What both kinds of hold are asked for with, and what they know; see RecallScheduler.hold_session."""
 
     def __init__(self, session_id: str, holder: str | None, lease: float, if_held: IfHeld, wait: float | None) -> None:
-        if not (isinstance(lease, int | float) and 0.1 <= lease <= 86400):
+        if not _is_between(lease, 0.1, 86400):
             raise SettingsError(f"lease is {calls.shown(lease)}, but must be 0.1 to 86400 seconds")
-        if wait is not None and not (isinstance(wait, int | float) and wait >= 0):
+        if wait is not None and not _is_between(wait, 0, math.inf):
             raise SettingsError(f"wait is {calls.shown(wait)}, but must be 0 or more seconds, or None")
         self.session_id = session_id
         self.holder = _name() if holder is None else holder

@@ -118,6 +118,17 @@ class ClaimRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedRecall:
+    """One row of `pgrecall.adopt_recalls()`: a pending recall of the old table, and if it was not taken, why."""
+
+    recall_id: str | None
+    session_id: str | None
+    trigger_at: datetime | None
+    adopted: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """What `pgrecall.finish()` answers: whether the outcome was taken, and what became of the recall."""
 
@@ -236,3 +247,4 @@ class Settings:
     agent_max_pending_per_user: int
     agent_max_chain_depth: int
     agent_recurring_days: int
+    agent_can_change_host_recalls: bool

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -102,6 +103,18 @@ def _put(target: list[Any], message: Message, *, replace: bool) -> bool:
             return False
     target.append(message)
     return True
+
+
+def _merged(history: dict[str, Message], context: dict[str, Message]) -> dict[str, Message]:
+    """The messages of both by id, in an order that keeps the order of each: a tool's answer stays before the reply."""
+    merged: dict[str, Message] = {}
+    ahead = deque(context)
+    for name, message in history.items():
+        while name in context and ahead and (known := ahead.popleft()) != name:
+            if known not in history:
+                merged[known] = context[known]
+        merged[name] = message
+    return merged | {name: context[name] for name in ahead if name not in history}
 
 
 def _part(whole: Any, name: str) -> Any:
@@ -204,7 +217,7 @@ class PostgresSessionStore:
         history = {message["id"]: message for message in session.messages}
         context = {message["id"]: message for message in session.context}
         rows = []
-        for message_id, message in (history | {name: context[name] for name in context if name not in history}).items():
+        for message_id, message in _merged(history, context).items():
             row: Message = {name: message[name] for name in ("id", "role", "content") if name in message}
             row["metadata"] = copy.deepcopy(message.get("metadata") or {})
             row["in_history"] = message_id in history

@@ -24,6 +24,7 @@ delivery_failed      delivery_id, recall_id, session_id, attempt, response_statu
 deliveries_left_to_others  worker_id, reason (once; replies are waiting, and this worker cannot deliver)
 webhooks_unsigned    url (once for each agent and worker that has no secret)
 part_failed          recall_id, part, error (an optional part of an agent could not be opened)
+tool_failed          session_id, run_id, error (a tool of the agent could not reach the database)
 listener_lost        worker_id, error
 listener_restored    worker_id, seconds
 loop_error           worker_id, error (a look or an outcome failed; looks are tried again, and logged once an outage)

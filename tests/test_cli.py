@@ -154,6 +154,7 @@ def test_help_names_every_verb_and_exit_code() -> None:
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
     verbs = ["demo", "migrate", "worker", "schedule", "list", "show", "cancel", "skip", "reschedule", "doctor"]
+    verbs += ["use-sessions-table", "use-own-sessions", "adopt"]
     assert [verb for verb in verbs if f"\n  {verb} " not in result.stdout] == []
     assert [code for code in range(7) if f"\n    {code}  " not in result.stdout] == []
 
@@ -854,3 +855,91 @@ def test_show_tells_where_the_replies_went(run: Run, connection: psycopg.Connect
 @pytest.mark.parametrize("address", ["8700", ":8700", "host:port", "host:70000"])
 def test_an_address_to_listen_on_that_is_none_is_refused(run: Run, address: str) -> None:
     assert address in failure(run("worker", "--agent", "x:y", "--callback-listen", address), 2)
+
+
+# Tables of the host
+
+
+@pytest.fixture
+def chats(connection: psycopg.Connection) -> None:
+    connection.execute("delete from pgrecall.sessions")
+    connection.execute("create table public.chats (id uuid primary key default gen_random_uuid(), user_id text)")
+    connection.execute("insert into public.chats (user_id) values ('ann')")
+
+
+@pytest.mark.usefixtures("chats")
+def test_use_sessions_table_says_how_many_it_added_and_can_be_ended(run: Run) -> None:
+    assert run("use-sessions-table", "public.chats").stdout == "sessions are the rows of public.chats; 1 added\n"
+    again = answer(run("use-sessions-table", "public.chats", "--json"))
+    assert again == {"table": "public.chats", "sessions_added": 0}
+    assert run("use-own-sessions").stdout == "sessions are pgrecall's own now\n"
+    assert answer(run("use-own-sessions", "--json")) == {"changed": False}
+
+
+@pytest.mark.usefixtures("chats")
+def test_create_session_says_where_the_host_makes_them(run: Run) -> None:
+    answer(run("use-sessions-table", "public.chats", "--no-user-id-column", "--json"))
+    said = failure(run("schedule", "nobody", "hello", "--create-session"), 2)
+    assert "session 'nobody' cannot be made here: sessions are the rows of public.chats" in said
+
+
+@pytest.mark.usefixtures("chats")
+def test_orphans_are_named_and_deleted_only_on_request(run: Run, connection: psycopg.Connection) -> None:
+    connection.execute("insert into pgrecall.sessions (id) values ('orphan')")
+    assert "1 session(s) of pgrecall are not in public.chats: 'orphan'" in failure(
+        run("use-sessions-table", "public.chats"), 2
+    )
+    assert answer(run("use-sessions-table", "public.chats", "--delete-orphans", "--json"))["sessions_added"] == 1
+
+
+@pytest.mark.parametrize("verb", ["use-sessions-table", "adopt"])
+@pytest.mark.parametrize("name", ["public.nowhere", "no such", 'a"b', "a.b.c.d", ""])
+def test_a_table_that_is_not_there_is_wrong_usage(run: Run, verb: str, name: str) -> None:
+    said = failure(run(verb, name), 2)
+    assert f"there is no table {name!r}" in said
+    assert "public.chat_sessions" in said
+
+
+@pytest.fixture
+def former(connection: psycopg.Connection) -> str:
+    connection.execute(
+        """create table public.former_recalls (id bigint primary key, session_id text, trigger_at timestamptz,
+        status text default 'pending', additional_context_message text)"""
+    )
+    connection.execute(
+        """insert into public.former_recalls (id, session_id, trigger_at, additional_context_message)
+        values (1, 's1', now(), 'x'), (2, 's2', '2030-01-01 12:00Z', 'x'), (3, 's3', 'infinity', 'x')"""
+    )
+    return "public.former_recalls"
+
+
+def test_adopt_says_what_it_took_and_what_it_left(run: Run, former: str) -> None:
+    tried = run("adopt", former, "--dry-run")
+    assert tried.exit_code == 1
+    reason = "trigger at must be a finite time in the years 1 to 9999"
+    left = f"left 3 of session s3: {reason}\n"
+    assert tried.stdout == f"{left}would adopt 2 pending recalls of {former}, 1 left there\n"
+    done = run("adopt", former)
+    assert done.stdout == f"{left}adopted 2 pending recalls of {former}, 1 left there\n"
+    assert done.stderr == ""
+    assert {recall["id"] for recall in answer(run("list", "--json"))} == {"1", "2"}
+
+
+def test_adopt_answers_in_json(run: Run, connection: psycopg.Connection, former: str) -> None:
+    connection.execute("delete from public.former_recalls where id in (1, 3)")
+    recall = {
+        "recall_id": "2",
+        "session_id": "s2",
+        "trigger_at": "2030-01-01T12:00:00+00:00",
+        "adopted": True,
+        "reason": None,
+    }
+    expected = {"table": former, "dry_run": True, "adopted": 1, "left": 0, "recalls": [recall]}
+    assert answer(run("adopt", former, "--dry-run", "--json")) == expected
+    assert answer(run("adopt", former, "--json")) == expected | {"dry_run": False}
+    assert answer(run("adopt", former, "--json"))["recalls"] == []
+
+
+def test_adopt_says_what_a_table_lacks(run: Run, connection: psycopg.Connection) -> None:
+    connection.execute("create table public.other (id text, status text)")
+    assert "public.other has no column session_id" in failure(run("adopt", "public.other"), 2)

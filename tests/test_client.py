@@ -151,6 +151,7 @@ async def test_an_unknown_session_is_refused_by_name(face: Face) -> None:
         ({"metadata": {"a": object()}}, "not JSON"),
         ({"metadata": {"a": float("nan")}}, "not JSON"),
         ({"metadata": {"a": "\x00"}}, "NUL"),
+        ({"metadata": {"a": "\\\x00"}}, "NUL"),
     ],
 )
 async def test_a_bad_argument_is_refused_with_its_name_and_nothing_is_scheduled(
@@ -160,6 +161,11 @@ async def test_a_bad_argument_is_refused_with_its_name_and_nothing_is_scheduled(
         await face.schedule(**named)
     assert words in str(raised.value)
     assert await face("list_recalls", is_admin=True) == []
+
+
+async def test_a_text_that_speaks_of_a_nul_is_kept(face: Face) -> None:
+    recall = await face.schedule(metadata={"a": "\\u0000"})
+    assert recall.metadata == {"a": "\\u0000"}
 
 
 async def test_cancel_skip_reschedule_and_mark(face: Face) -> None:

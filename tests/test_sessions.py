@@ -45,6 +45,25 @@ async def test_messages_and_context_survive_in_order(store: PostgresSessionStore
     assert (again.user_id, again.messages[3]["metadata"]) == ("u1", {"n": 3})
 
 
+async def test_what_only_the_model_or_only_people_are_given_keeps_its_place(store: PostgresSessionStore) -> None:
+    session = await store.create("s1")
+    for content, where in (
+        ("question", "messages context"),
+        ("call", "context"),
+        ("result", "context"),
+        ("banner", "messages"),
+        ("answer", "messages context"),
+        ("afterthought", "context"),
+    ):
+        message = {"role": "user", "content": content}
+        for name in where.split():
+            getattr(session, name).append(message)
+    await store.save(session)
+    again = await store.get("s1")
+    assert said(again) == ["question", "banner", "answer"]
+    assert said(again, "context") == ["question", "call", "result", "answer", "afterthought"]
+
+
 async def test_creating_a_session_twice_keeps_the_first(store: PostgresSessionStore) -> None:
     await store.create("s1", user_id="u1")
     assert (await store.create("s1", user_id="u2")).user_id == "u1"

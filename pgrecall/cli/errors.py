@@ -21,6 +21,7 @@ from pgrecall.errors import (
     RecallStateError,
     SchemaError,
     SessionNotFoundError,
+    TokenError,
 )
 
 
@@ -63,6 +64,7 @@ _EXPECTED: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int, str],
     (RecallExistsError, 4, "pgrecall list --status pending shows it: cancel or reschedule it."),
     (RecallStateError, 4, ""),
     (SchemaError, 6, ""),
+    (TokenError, 1, ""),
     (RecallError, 2, ""),  # an argument, a setting or an agent that makes no sense
     ((InvalidSchemaName, UndefinedTable, UndefinedFunction, UndefinedColumn), 6, "Run: pgrecall migrate"),
     (psycopg.Error, 5, ""),

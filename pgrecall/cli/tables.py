@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrecall.doctor.finding import Check, span
-from pgrecall.model import Delivery, Recall, RecallRun
+from pgrecall.model import AdoptedRecall, Delivery, Recall, RecallRun
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
@@ -132,6 +132,21 @@ def print_sentence(recall: Recall, now: datetime, done: str) -> None:
         if recall.call_type == "recurring":
             said += Text.assemble(", ", _schedule_of(recall))
     _console().print(said, soft_wrap=True)
+
+
+def print_left(recalls: list[AdoptedRecall]) -> None:
+    """The recalls that could not be adopted, a line each."""
+    console = _console()
+    for recall in recalls:
+        said = Text.assemble(
+            ("left ", "yellow"),
+            _line(recall.recall_id, "bold"),
+            " of session ",
+            _line(recall.session_id, "bold"),
+            ": ",
+            _line(recall.reason),
+        )
+        console.print(said, soft_wrap=True)
 
 
 def print_check(check: Check) -> None:

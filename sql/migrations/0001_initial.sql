@@ -44,6 +44,7 @@ create table pgrecall.settings (
         constraint agent_max_chain_depth_must_be_0_or_more check (agent_max_chain_depth >= 0),
     agent_recurring_days integer not null default 30
         constraint agent_recurring_days_must_be_1_to_36500 check (agent_recurring_days between 1 and 36500),
+    agent_can_change_host_recalls boolean not null default true,
     constraint paused_until_of_settings_needs_paused_at check (paused_until is null or paused_at is not null)
 );
 create unique index settings_has_one_row on pgrecall.settings ((true));
@@ -70,6 +71,8 @@ comment on column pgrecall.settings.agent_max_chain_depth is
     'How long a chain of recalls may become in which each is made by the run of the one before, with nobody speaking to the agent meanwhile.';
 comment on column pgrecall.settings.agent_recurring_days is
     'A recurring recall that an agent makes ends after so many days at the latest.';
+comment on column pgrecall.settings.agent_can_change_host_recalls is
+    'Whether an agent may cancel, replace and skip recalls of its session that the host made. True suits reminders that the application sets for a user, who then says "cancel my reminder".';
 
 create table pgrecall.sessions (
     id text primary key
@@ -127,12 +130,33 @@ comment on column pgrecall.sessions.wanted_by is
     'A recall that was put off for its max_defer_seconds and waits for this hold: the hold is not renewed any more.';
 comment on column pgrecall.sessions.has_waiting is
     'A recall was deferred because the session was taken; whoever frees the session makes it due again.';
+create index sessions_of_user on pgrecall.sessions (user_id) where user_id is not null;
+comment on index pgrecall.sessions_of_user is
+    'Serves list_recalls() by user, and counting the recalls that a user''s agents have made.';
 comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessions is
     'A chat''s hold ends by itself: a chat server that died cannot keep a session.';
 
 -- Of held_until and not of holder: a run leaves that one null, so claims and outcomes stay updates in place.
 create index sessions_held_until on pgrecall.sessions (held_until) where held_until is not null;
 comment on index pgrecall.sessions_held_until is 'Serves get_holds(): the sessions that chats hold.';
+
+create table pgrecall.host_sessions (
+    is_only_row boolean primary key default true
+        constraint host_sessions_has_one_row check (is_only_row),
+    host_table regclass not null,
+    id_column text not null,
+    user_id_column text,
+    time_zone_column text
+);
+comment on table pgrecall.host_sessions is
+    'The table whose rows the sessions are; empty: sessions has its own. Written by use_sessions_table() and use_own_sessions() only.';
+comment on column pgrecall.host_sessions.is_only_row is 'Keeps the table at one row.';
+comment on column pgrecall.host_sessions.host_table is 'The host''s table.';
+comment on column pgrecall.host_sessions.id_column is 'Its column that sessions.id is the text of.';
+comment on column pgrecall.host_sessions.user_id_column is
+    'Its column that sessions.user_id follows. Null: none, sessions.user_id is free.';
+comment on column pgrecall.host_sessions.time_zone_column is
+    'Its column that sessions.time_zone follows. Null: none, sessions.time_zone is free.';
 
 create table pgrecall.session_waiters (
     id bigint primary key generated always as identity,

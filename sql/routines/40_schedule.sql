@@ -63,12 +63,20 @@ language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_host_table regclass;
 begin
+    select known.host_table
+    into v_host_table
+    from pgrecall.host_sessions as known;
     raise exception 'no session with id %', quote_nullable(left(session_id, 255))
         using
             errcode = 'PR002',
             detail = coalesce(left(session_id, 255), ''),
-            hint = 'Insert it first: insert into pgrecall.sessions (id) values (…).';
+            hint = case
+                when v_host_table is null then 'Insert it first: insert into pgrecall.sessions (id) values (…).'
+                else format('Sessions are the rows of %s: insert it there first.', v_host_table)
+            end;
 end;
 $$;
 comment on function pgrecall._missing_session(text) is 'Raises PR002 for an unknown session id.';

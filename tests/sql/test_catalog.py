@@ -176,6 +176,7 @@ SAMPLES: Row = {
     "concurrency": 1,
     "pid": 1,
     "max_attempts": 1,
+    "in_seconds": 1.0,
     "timeout_seconds": 1,
     "idle_for_seconds": 1,
     "max_defer_seconds": 1,
@@ -210,7 +211,13 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_from_python_fits_its_routine(db: psycopg.Connection, name: str) -> None:
     function = CALLS[name]
-    call = function(**{parameter: SAMPLES.get(parameter, "x") for parameter in inspect.signature(function).parameters})
+    parameters = inspect.signature(function).parameters.values()
+    call = function(
+        **{
+            one.name: "x" if one.annotation in ("str", "str | None") else SAMPLES.get(one.name, "x")
+            for one in parameters
+        }
+    )
     routine = row(
         db,
         """select coalesce(p.proargnames, '{}') as names, coalesce(p.proargmodes::text[], '{}') as modes, p.pronargs,
@@ -268,9 +275,16 @@ def expressions(tree: object) -> list[str]:
     return []
 
 
-def test_no_routine_builds_sql_from_text(db: psycopg.Connection) -> None:
-    dynamic = [one["signature"] for one in plpgsql(db) if "PLpgSQL_stmt_dyn" in json.dumps(parsed(one))]
-    assert dynamic == []
+def test_only_routines_about_tables_of_the_host_build_sql_from_text(db: psycopg.Connection) -> None:
+    """Their tables and columns are known when they are named, not before."""
+    dynamic = {one["proname"] for one in plpgsql(db) if re.search(r"PLpgSQL_stmt_dyn", json.dumps(parsed(one)))}
+    assert dynamic == {
+        "_before_host_session_change",
+        "_follow_host_session",
+        "adopt_recalls",
+        "use_own_sessions",
+        "use_sessions_table",
+    }
 
 
 def test_every_table_and_routine_of_ours_is_named_with_its_schema(db: psycopg.Connection) -> None:

@@ -587,11 +587,11 @@ def test_the_host_can_replace_the_text(db: psycopg.Connection) -> None:
     )
 
 
-@pytest.mark.parametrize("template", ["no message", "{message} {tomorrow}", "{message}" + "x" * 20000])
-def test_a_template_that_cannot_be_filled_in_is_refused(db: psycopg.Connection, template: str) -> None:
-    assert value(db, "select pgrecall.message_template_error(%s)", template)
+@pytest.mark.parametrize("text", ["no message", "{message} {tomorrow}", "{message}" + "x" * 20000])
+def test_a_template_that_cannot_be_filled_in_is_refused(db: psycopg.Connection, text: str) -> None:
+    assert value(db, "select pgrecall.message_template_error(%s)", text)
     with refused(db, "23514") as caught:
-        db.execute("update pgrecall.settings set message_template = %s", [template])
+        db.execute("update pgrecall.settings set message_template = %s", [text])
     assert caught.value.diag.constraint_name == "message_template_must_be_valid"
 
 
