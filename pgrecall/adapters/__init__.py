@@ -1,1 +1,1 @@
-"""Agents of other frameworks, made agents of ours. One module for each framework; the core imports none of them."""
+"""Agents made with a framework, behind a URL or behind a command: one module each, imported only where it is used."""

@@ -1,4 +1,4 @@
-"""From `--agent module:attribute` to the object: what to import, and what to say if that fails.
+"""From `--agent` to the object: what to import, call or run, and what to say if that fails.
 
 Knows no verb, and not what an agent is.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,39 @@ from pgrecall.cli.errors import WrongUsage
 from pgrecall.doctor.finding import one_line
 from pgrecall.errors import AgentError
 
+#: The ways to name an agent, for help.
+AGENT = "MODULE:ATTRIBUTE|URL|exec:COMMAND"
 
-def load(path: str) -> Any:
-    """Imports `module:attribute`, looking in the current directory first."""
+_WAYS = "Write module:attribute (myapp.agents:agent), a URL (https://…), or exec:command (exec:./agent.sh)."
+
+
+def load(agent: str) -> Any:
+    """The agent: imported (`module:attribute`), behind a URL (`https://…`) or a command (`exec:command …`).
+
+    Modules are looked for in the current directory first.
+
+    Raises:
+        WrongUsage: It is none of these, or there is no such thing.
+        AgentError: A module cannot be imported, or a command or URL cannot be an agent.
+    """
+    if re.match(r"https?://", agent):
+        from pgrecall.adapters.http import HTTPAgent
+
+        return HTTPAgent(agent)
+    if re.match(r"exec(\+text)?:", agent):
+        from pgrecall.adapters.subprocess import SubprocessAgent
+
+        try:
+            return SubprocessAgent.from_command_line(agent)
+        except AgentError as error:
+            raise WrongUsage(f"--agent: {error}", hint=error.hint) from error
+    return _import(agent)
+
+
+def _import(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise WrongUsage(f"--agent is {path!r}", hint="Write --agent module:attribute, for example myapp.agents:agent.")
+    if not module_name or not attribute or "/" in path:
+        raise WrongUsage(f"--agent is {path!r}", hint=_WAYS)
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)
@@ -44,4 +72,5 @@ def load(path: str) -> Any:
 
 def _import_failed(module_name: str, error: BaseException) -> AgentError:
     message = f"--agent: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
-    return AgentError(message, hint="--debug shows the traceback.")
+    hint = error.hint if isinstance(error, AgentError) else ""
+    return AgentError(message, hint=hint or "--debug shows the traceback.")

@@ -22,7 +22,7 @@ from pgrecall.cli import times
 from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb
 from pgrecall.cli.errors import WrongValue
-from pgrecall.cli.loading import load
+from pgrecall.cli.loading import AGENT, load
 from pgrecall.cli.target import Target
 
 #: Seconds that a stopping worker gets beyond its grace period before the process is ended.
@@ -33,7 +33,7 @@ _LAST_RESORT = 5
 @click.option("--workers", type=int, default=3, show_default=True, help="Worker processes; one of them is killed.")
 @click.option("--recalls", type=int, default=30, show_default=True, help="How many recalls to schedule.")
 @click.option("--seconds", type=float, default=15, show_default=True, help="Over how long their times are spread.")
-@click.option("--agent", metavar="MODULE:ATTRIBUTE", help="What the workers run. Default: an agent made for the demo.")
+@click.option("--agent", metavar=AGENT, help="What the workers run. Default: an agent made for the demo.")
 @click.pass_obj
 def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: str | None) -> None:
     """Show pgrecall at work, and one worker killed.
@@ -60,7 +60,11 @@ def _address(_context: click.Context, _option: click.Parameter, given: str | Non
 
 @click.command(cls=Verb)
 @click.option(
-    "--agent", required=True, metavar="MODULE:ATTRIBUTE", help="An agent, or a factory that makes one per run."
+    "--agent",
+    required=True,
+    metavar=AGENT,
+    help="An agent in Python, or a factory that makes one per run; an agent behind a URL; or a command, which gets the "
+    "run as JSON on stdin (with exec+text: the text for the model) and prints the reply.",
 )
 @click.option("--concurrency", type=int, default=3, show_default=True, help="Slots: how many runs at once.")
 @click.option(
@@ -107,7 +111,7 @@ def worker(
     """Run agents when their recalls are due.
 
     It runs until SIGTERM or Ctrl-C: the first signal lets runs finish within --grace, the second gives them back to
-    other workers at once. The agent is found from the current directory.
+    other workers at once. A module, and a command's path, are found from the current directory.
     """
     _log_to_stdout(as_json=target.as_json or not sys.stdout.isatty())
     if callback_url is not None:
