@@ -358,10 +358,17 @@ def _ending_of(answer: Any) -> Ending:
             return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
     return Ending(
         outcome="silent" if result.silent else "success",
-        reply=result.reply,
+        reply=_last_said(result.messages or ()) if result.reply is None else result.reply,
         usage=result.usage,
         messages=result.messages,
     )
+
+
+def _last_said(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    for message in reversed(messages):
+        if message.get("role") == "assistant" and isinstance(message.get("content"), str):
+            return str(message["content"])
+    return None
 
 
 def _unusable(error: str) -> Ending:

@@ -5,6 +5,7 @@ Knows nothing of Postgres.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -156,6 +157,8 @@ class CurrentRecall:
     scheduler: Any = field(repr=False, compare=False)
     _clock: Callable[[], datetime] = field(repr=False, compare=False)
     _stop: anyio.Event = field(repr=False, compare=False)
+    # Set when somebody may have reported about this run, see wait_for_report().
+    _reported: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
 
     @property
     def now(self) -> datetime:

@@ -17,6 +17,9 @@ from pgrecall.model import (
     AdoptedRecall,
     CallType,
     ClaimRow,
+    Delivery,
+    DeliveryClaim,
+    DeliveryStatus,
     Finished,
     HeldSession,
     IfHeld,
@@ -24,6 +27,7 @@ from pgrecall.model import (
     OnMaxDefer,
     Recall,
     RecallRun,
+    Report,
     SessionHold,
     Settings,
 )
@@ -102,6 +106,15 @@ def _integer(name: str, value: int | None) -> int | None:
         raise InvalidRecallError(f"{name} is {shown(value)}, which is no whole number")
     if value is not None and not -(2**31) <= value < 2**31:
         raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range", hint="At most 2147483647.")
+    return value
+
+
+def _big_integer(name: str, value: int) -> int:
+    """The number of a run, or of what is numbered like it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no whole number")
+    if not -(2**63) <= value < 2**63:
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range", hint="At most 2**63 - 1.")
     return value
 
 
@@ -483,6 +496,76 @@ def unregister_worker(worker_id: str) -> Call[None]:
 def append_messages(session_id: str, messages: Sequence[Mapping[str, Any]]) -> Call[int]:
     """`pgrecall.append_messages`."""
     return Call("append_messages", {"session_id": _text("session_id", session_id), "messages": as_json(list(messages))})
+
+
+def report_run(
+    run_id: int,
+    *,
+    reply: str | None,
+    silent: bool,
+    error: str | None,
+    usage: Mapping[str, Any] | None,
+    messages: Sequence[Mapping[str, Any]] | None,
+) -> Call[bool]:
+    """`pgrecall.report_run`."""
+    return Call(
+        "report_run",
+        {"run_id": _big_integer("run_id", run_id), "silent": _boolean("silent", silent)}
+        | _given(
+            reply=_text("reply", reply),
+            error=_text("error", error),
+            usage=_object("usage", usage),
+            messages=None if messages is None else as_json(list(messages)),
+        ),
+    )
+
+
+def get_report(run_id: int) -> Call[Report]:
+    """`pgrecall.get_report`."""
+    return Call("get_report", {"run_id": run_id}, Report)
+
+
+def claim_deliveries(up_to: int, lease: timedelta) -> Call[DeliveryClaim]:
+    """`pgrecall.claim_deliveries`."""
+    return Call("claim_deliveries", {"up_to": up_to, "lease": lease}, DeliveryClaim)
+
+
+def end_delivery(
+    delivery_id: int,
+    attempt: int,
+    status: DeliveryStatus,
+    *,
+    response_status: int | None = None,
+    error: str | None = None,
+    retry_after: timedelta | None = None,
+) -> Call[datetime | None]:
+    """`pgrecall.end_delivery`."""
+    return Call(
+        "end_delivery",
+        {"delivery_id": delivery_id, "attempt": attempt, "status": status}
+        | _given(response_status=response_status, error=_printable(error), retry_after=retry_after),
+    )
+
+
+def retry_delivery(delivery_id: int) -> Call[Delivery]:
+    """`pgrecall.retry_delivery`."""
+    return Call("retry_delivery", {"delivery_id": _big_integer("delivery_id", delivery_id)}, Delivery)
+
+
+def get_deliveries(
+    *, session_id: str | None, recall_id: str | None, status: DeliveryStatus | None, limit: int
+) -> Call[Delivery]:
+    """`pgrecall.get_deliveries`."""
+    return Call(
+        "get_deliveries",
+        {
+            "session_id": _text("session_id", session_id),
+            "recall_id": _text("recall_id", recall_id),
+            "status": _text("status", status),
+            "limit": _integer("limit", limit),
+        },
+        Delivery,
+    )
 
 
 def use_sessions_table(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ from pgrecall import calls, database
 from pgrecall.holds import Hold, Line, SyncHold
 from pgrecall.model import (
     CallType,
+    Delivery,
+    DeliveryStatus,
     HeldSession,
     IfHeld,
     OnInterrupt,
@@ -363,6 +365,75 @@ class RecallScheduler:
         """Who has which session since when, oldest first; of one session or of all."""
         return await self.database.run(calls.get_holds(session_id), connection)
 
+    async def report_run(
+        self,
+        run_id: int,
+        *,
+        reply: str | None = None,
+        silent: bool = False,
+        error: str | None = None,
+        usage: Mapping[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> bool:
+        """Says how a run ended whose agent handed its work to the caller and waits, see `wait_for_report`.
+
+        A report about an earlier try of the same occurrence counts for the one under way.
+
+        Args:
+            run_id: The run, as its agent knows it.
+            reply: What the agent answers. None or empty: nothing.
+            silent: There is nothing to say, and that is a success.
+            error: Why it has failed; excludes the others. The occurrence is not tried again.
+            usage: What the run has used, as in RunResult.
+            messages: What the session gets in place of the reply, as in RunResult.
+            connection: The caller's own psycopg connection: the report joins its transaction.
+
+        Returns:
+            False if there was a report before, which counts; making the same call again is harmless.
+
+        Raises:
+            RecallNotFoundError: There is no such run.
+            RecallStateError: It has ended.
+            InvalidRecallError: An argument makes no sense.
+        """
+        call = calls.report_run(run_id, reply=reply, silent=silent, error=error, usage=usage, messages=messages)
+        return (await self.database.run(call, connection))[0]
+
+    async def get_deliveries(
+        self,
+        *,
+        session_id: str | None = None,
+        recall_id: str | None = None,
+        status: DeliveryStatus | None = None,
+        limit: int = 50,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Delivery]:
+        """Replies that were delivered, are on their way, or could not be delivered, newest first.
+
+        Args:
+            session_id: Only this session's.
+            recall_id: Only this recall's.
+            status: Only `pending`, `delivered` or `failed` ones.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: There is no such status, or the limit is below 0.
+        """
+        call = calls.get_deliveries(session_id=session_id, recall_id=recall_id, status=status, limit=limit)
+        return await self.database.run(call, connection)
+
+    async def retry_delivery(
+        self, delivery_id: int, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> Delivery:
+        """Has a delivery tried now, also one that has failed or was delivered before.
+
+        Raises:
+            RecallNotFoundError: There is no such delivery.
+        """
+        return (await self.database.run(calls.retry_delivery(delivery_id), connection))[0]
+
 
 class SyncRecallScheduler:
     """Schedules and manages recalls, for programs without an event loop.
@@ -695,3 +766,70 @@ class SyncRecallScheduler:
     ) -> list[HeldSession]:
         """Who has which session since when, oldest first; of one session or of all."""
         return self.database.run(calls.get_holds(session_id), connection)
+
+    def report_run(
+        self,
+        run_id: int,
+        *,
+        reply: str | None = None,
+        silent: bool = False,
+        error: str | None = None,
+        usage: Mapping[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> bool:
+        """Says how a run ended whose agent handed its work to the caller and waits, see `wait_for_report`.
+
+        A report about an earlier try of the same occurrence counts for the one under way.
+
+        Args:
+            run_id: The run, as its agent knows it.
+            reply: What the agent answers. None or empty: nothing.
+            silent: There is nothing to say, and that is a success.
+            error: Why it has failed; excludes the others. The occurrence is not tried again.
+            usage: What the run has used, as in RunResult.
+            messages: What the session gets in place of the reply, as in RunResult.
+            connection: The caller's own psycopg connection: the report joins its transaction.
+
+        Returns:
+            False if there was a report before, which counts; making the same call again is harmless.
+
+        Raises:
+            RecallNotFoundError: There is no such run.
+            RecallStateError: It has ended.
+            InvalidRecallError: An argument makes no sense.
+        """
+        call = calls.report_run(run_id, reply=reply, silent=silent, error=error, usage=usage, messages=messages)
+        return (self.database.run(call, connection))[0]
+
+    def get_deliveries(
+        self,
+        *,
+        session_id: str | None = None,
+        recall_id: str | None = None,
+        status: DeliveryStatus | None = None,
+        limit: int = 50,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> list[Delivery]:
+        """Replies that were delivered, are on their way, or could not be delivered, newest first.
+
+        Args:
+            session_id: Only this session's.
+            recall_id: Only this recall's.
+            status: Only `pending`, `delivered` or `failed` ones.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: There is no such status, or the limit is below 0.
+        """
+        call = calls.get_deliveries(session_id=session_id, recall_id=recall_id, status=status, limit=limit)
+        return self.database.run(call, connection)
+
+    def retry_delivery(self, delivery_id: int, *, connection: psycopg.Connection[Any] | None = None) -> Delivery:
+        """Has a delivery tried now, also one that has failed or was delivered before.
+
+        Raises:
+            RecallNotFoundError: There is no such delivery.
+        """
+        return (self.database.run(calls.retry_delivery(delivery_id), connection))[0]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 CallType = Literal["once", "recurring", "immediate"]
 Status = Literal["pending", "running", "fired", "failed", "cancelled"]
+DeliveryStatus = Literal["pending", "delivered", "failed"]
 OnMaxDefer = Literal["run", "skip"]
 OnInterrupt = Literal["retry", "skip"]
 IfHeld = Literal["refuse", "wait", "interrupt"]
@@ -136,6 +137,53 @@ class Finished:
     trigger_at: datetime | None
     due_at: datetime | None
     attempt: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One row of `pgrecall.deliveries`: a reply on its way to a URL. All times are aware datetimes in UTC."""
+
+    id: int
+    recall_id: str
+    session_id: str
+    url: str
+    payload: dict[str, Any]
+    status: DeliveryStatus
+    attempt: int
+    next_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
+    response_status: int | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryClaim:
+    """One row of `pgrecall.claim_deliveries()`: when to look again, and a delivery to try if there is one."""
+
+    now_at: datetime
+    next_at: datetime | None
+    delivery_id: int | None
+    recall_id: str
+    session_id: str
+    url: str
+    payload: dict[str, Any]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One row of `pgrecall.run_reports`: how a run ended, told by whoever its agent handed the work to."""
+
+    recall_id: str
+    nominal_at: datetime
+    run_id: int
+    reply: str | None
+    silent: bool
+    error: str | None
+    usage: dict[str, Any] | None
+    messages: list[dict[str, Any]] | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,10 @@ watch_lost           worker_id, error (debug: nobody is told at once if its neig
 watch_restored       worker_id, seconds
 claim_unheard        worker_id, run_ids (claims whose answer was lost; given back)
 outcome_refused      recall_id, run_id, session_id, outcome
+reply_delivered      delivery_id, recall_id, session_id, attempt, response_status
+delivery_failed      delivery_id, recall_id, session_id, attempt, response_status, error, next_at (null: given up)
+deliveries_left_to_others  worker_id, reason (once; replies are waiting, and this worker cannot deliver)
+webhooks_unsigned    url (once for each agent and worker that has no secret)
 part_failed          recall_id, part, error (an optional part of an agent could not be opened)
 tool_failed          session_id, run_id, error (a tool of the agent could not reach the database)
 listener_lost        worker_id, error

@@ -26,6 +26,7 @@ import psycopg
 
 from pgrecall import calls, database
 from pgrecall._backoff import Backoff
+from pgrecall._deliver import Deliverer
 from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Listener, ServerClock
 from pgrecall._runner import Run, Runner, StopReason
@@ -37,6 +38,7 @@ from pgrecall.errors import RecallError, SettingsError
 from pgrecall.model import ClaimRow
 from pgrecall.sessions import PostgresSessionStore, SessionStore
 from pgrecall.telemetry import logger
+from pgrecall.webhooks import Signer
 
 #: Seconds in which the database must have answered a worker that starts.
 _SIGN_UP = 30.0
@@ -79,6 +81,8 @@ class Worker:
         poll_interval: Do not LISTEN at all, but look every so many seconds: for where a direct connection is not to be
             had. A recall that is inserted for sooner than that starts up to so many seconds late, a run that is
             cancelled hears of it at the next renewal of the lease, and a dead worker is noticed by its lease alone.
+        webhook_secret: Signs the deliveries of replies, see docs/delivery.md: one secret or several. None: those in
+            PGRECALL_WEBHOOK_SECRET; if there are none, deliveries go unsigned.
 
     Raises:
         SettingsError: A number makes no sense, or a DSN is not one.
@@ -99,6 +103,7 @@ class Worker:
         reconnect_grace: float | None = 0.5,
         listen_dsn: str | None = None,
         poll_interval: float | None = None,
+        webhook_secret: str | Sequence[str] | None = None,
     ) -> None:
         if concurrency < 1 or concurrency % 1:
             raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
@@ -147,6 +152,13 @@ class Worker:
             clock=self._clock.now,
             timeout=timeout,
             patience=self._patience,
+        )
+        self._deliverer = Deliverer(
+            self.worker_id,
+            self._database,
+            self._clock.monotonic,
+            poll_interval=poll_interval,
+            signer=Signer(webhook_secret),
         )
 
         self._runs: dict[int, Run] = {}
@@ -252,6 +264,8 @@ class Worker:
                         effect=_POLLING_MEANS,
                     )
                 background.start_soon(self._guard_lease, lease)
+                background.start_soon(self._deliverer.run)
+                await self._deliverer.looked.wait()
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
                     # In a task of its own: cancelling the host's task must not tear a claim from its answer.
@@ -264,6 +278,8 @@ class Worker:
                             self._stop_runs("worker stopping")
                             self._let_go_at = time.monotonic() + _LET_GO
                             self._stopping.set()
+                with anyio.move_on_after(min(self._grace, _LET_GO)):
+                    await self._deliverer.drain()
                 background.cancel_scope.cancel()
         finally:
             lease.stop()
@@ -301,9 +317,15 @@ class Worker:
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
         self._look_now()
+        self._deliverer.look_now()
+        for run in self._runs.values():
+            run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
 
     def _heard(self, payload: str) -> None:
-        """A notification: `due <microseconds>`, `stop <run_id>`, `stop all`, `watch` or `watch <worker_id>`.
+        """A notification.
+
+        One of `due <microseconds>`, `stop <run_id>`, `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and
+        `deliver <microseconds> <worker_id>`.
 
         Raises:
             ValueError: It is none of ours.
@@ -324,14 +346,22 @@ class Worker:
             self._watch.begin_anew()
         elif kind == "stop" and value == "all":
             self._stop_runs("told to stop")
-        elif kind == "stop":
-            run = self._runs.get(int(value))
-            if run is not None:
-                run.stop("told to stop")
-            else:
-                self._early_stops.append(int(value))
+        elif kind in ("stop", "report"):
+            self._heard_of_run(kind, int(value))
+        elif kind == "deliver":
+            self._deliverer.heard(value)
         elif kind != "watch":
             raise ValueError(payload)
+
+    def _heard_of_run(self, kind: str, run_id: int) -> None:
+        run = self._runs.get(run_id)
+        if kind == "report":
+            if run is not None:
+                run.recall._reported.set()  # noqa: SLF001 (ours)
+        elif run is not None:
+            run.stop("told to stop")
+        else:
+            self._early_stops.append(run_id)
 
     async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
         unsettled = Backoff(0.005, 2)
@@ -545,6 +575,7 @@ async def recall_scheduler_loop(
     reconnect_grace: float | None = 0.5,
     listen_dsn: str | None = None,
     poll_interval: float | None = None,
+    webhook_secret: str | Sequence[str] | None = None,
 ) -> None:
     """Runs one worker inside the host's own event loop, beside its web server, until the task is cancelled.
 
@@ -563,6 +594,7 @@ async def recall_scheduler_loop(
         reconnect_grace: Seconds, or None.
         listen_dsn: Where to LISTEN, if the scheduler's DSN goes through a transaction pooler.
         poll_interval: Seconds between looks of a loop that does not LISTEN at all.
+        webhook_secret: For the deliveries of replies.
 
     Raises:
         SettingsError: A number makes no sense.
@@ -583,6 +615,7 @@ async def recall_scheduler_loop(
             reconnect_grace=reconnect_grace,
             listen_dsn=listen_dsn,
             poll_interval=poll_interval,
+            webhook_secret=webhook_secret,
         )
         try:
             await scheduler.ensure_tables()

@@ -34,6 +34,8 @@ select not exists (select from pgrecall.migrations where version = 1) as needed 
 \ir routines/52_lifelines.sql
 \ir routines/60_outcome.sql
 \ir routines/70_messages.sql
+\ir routines/72_reports.sql
+\ir routines/75_deliveries.sql
 \ir routines/77_agents.sql
 \ir routines/80_read.sql
 \ir routines/90_host.sql

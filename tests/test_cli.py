@@ -804,6 +804,59 @@ def test_a_data_directory_that_cannot_be_made_is_exit_code_5(tmp_path: Path) -> 
     )
 
 
+# Deliveries
+
+
+def delivered(connection: psycopg.Connection, session_id: str) -> int:
+    """A reply that waits to be delivered; its id."""
+    connection.execute(
+        "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) "
+        "values (%s, 'hello', 'https://example.com/hook')",
+        [session_id],
+    )
+    claimed = connection.execute("select recall_id, run_id from pgrecall.claim('w1', 1)").fetchone()
+    assert claimed is not None
+    connection.execute("select pgrecall.finish(%s, %s, 'success', reply => 'hi')", claimed)
+    return int(claimed[1])
+
+
+def test_deliveries_are_listed_for_people_and_programs(run: Run, connection: psycopg.Connection) -> None:
+    assert run("deliveries").stdout == "no deliveries\n"
+    first, second = delivered(connection, "s1"), delivered(connection, "s2")
+    connection.execute("select pgrecall.end_delivery(%s, 0, 'failed', error => 'HTTP 410')", [first])
+    assert [row["id"] for row in answer(run("deliveries", "--json"))] == [second, first]
+    (failed,) = answer(run("deliveries", "--status", "failed", "--json"))
+    assert (failed["session_id"], failed["last_error"]) == ("s1", "HTTP 410")
+    assert [row["id"] for row in answer(run("deliveries", "--session", "s2", "--json"))] == [second]
+    shown = run("deliveries").stdout
+    assert "https://example.com/hook" in shown
+    assert "HTTP 410" in shown
+    assert "pending" in shown
+
+
+def test_a_delivery_is_tried_again_by_hand(run: Run, connection: psycopg.Connection) -> None:
+    first = delivered(connection, "s1")
+    connection.execute("select pgrecall.end_delivery(%s, 0, 'failed')", [first])
+    again = answer(run("deliveries", "--retry", str(first), "--json"))
+    assert (again["id"], again["status"]) == (first, "pending")
+    assert "987654321" in failure(run("deliveries", "--retry", "987654321"), 3)
+    failure(run("deliveries", "--retry", str(first), "--session", "s1"), 2)
+
+
+def test_show_tells_where_the_replies_went(run: Run, connection: psycopg.Connection) -> None:
+    first = delivered(connection, "s1")
+    recall_id = connection.execute("select recall_id from pgrecall.deliveries").fetchone()
+    assert recall_id is not None
+    (shown,) = answer(run("show", recall_id[0], "--json"))["deliveries"]
+    assert (shown["id"], shown["status"]) == (first, "pending")
+    assert "https://example.com/hook" in run("show", recall_id[0]).stdout
+
+
+@pytest.mark.parametrize("address", ["8700", ":8700", "host:port", "host:70000"])
+def test_an_address_to_listen_on_that_is_none_is_refused(run: Run, address: str) -> None:
+    assert address in failure(run("worker", "--agent", "x:y", "--callback-listen", address), 2)
+
+
 # Tables of the host
 
 

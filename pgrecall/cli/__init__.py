@@ -6,7 +6,7 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, host, look, operate, run, schedule, tools
+from pgrecall.cli import change, deliver, host, look, operate, run, schedule, tools
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -16,6 +16,7 @@ for _verb in (  # the order in which one meets them is the order of --help
     schedule.schedule,
     look.list_,
     look.show,
+    deliver.deliveries,
     change.cancel,
     change.skip,
     change.reschedule,

@@ -90,16 +90,20 @@ class _RecallsByStatus(Call[Recall]):
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many runs.")
 @click.pass_obj
 def show(target: Target, *, recall_id: str, limit: int) -> None:
-    """Show a recall, its next times and its runs."""
+    """Show a recall, its next times, its runs and where their replies went."""
     with target.open() as (scheduler, connection):
         recall = scheduler.get_recall(recall_id, connection=connection)
         runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)
+        deliveries = scheduler.get_deliveries(recall_id=recall_id, limit=limit, connection=connection)
         now = clock(connection)
         following = _following(connection, recall, now)
     if target.as_json:
-        print_json({"recall": recall, "next": following, "runs": runs})
+        print_json({"recall": recall, "next": following, "runs": runs, "deliveries": deliveries})
     else:
         tables.print_recall(recall, runs, following, now)
+        if deliveries:
+            click.echo()
+            tables.print_deliveries(deliveries, now)
 
 
 def _following(connection: psycopg.Connection[Any], recall: Recall, now: datetime, most: int = 5) -> list[datetime]:

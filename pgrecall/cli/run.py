@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
@@ -19,6 +21,7 @@ import structlog
 from pgrecall.cli import times
 from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb
+from pgrecall.cli.errors import WrongValue
 from pgrecall.cli.loading import AGENT, load
 from pgrecall.cli.target import Target
 
@@ -44,6 +47,15 @@ def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: s
     )
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _address(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, int] | None:
+    if given is None:
+        return None
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise WrongValue(f"{given!r} is not an address to listen on", hint="For example 127.0.0.1:8700 or [::]:8700.")
+    return host.strip("[]"), int(port)
 
 
 @click.command(cls=Verb)
@@ -80,14 +92,30 @@ def demo(target: Target, *, workers: int, recalls: int, seconds: float, agent: s
 @click.option(
     "--poll-interval", type=times.seconds, metavar="TIME", help="Look so often, and do not LISTEN at all: second best."
 )
+@click.option(
+    "--callback-url",
+    metavar="URL",
+    help="Where an HTTP agent that answers 202 calls back. Default: PGRECALL_CALLBACK_URL.",
+)
+@click.option("--callback-listen", metavar="HOST:PORT", callback=_address, help="Take callbacks of HTTP agents here.")
 @click.pass_obj
-def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
+def worker(
+    target: Target,
+    /,
+    *,
+    agent: str,
+    callback_url: str | None,
+    callback_listen: tuple[str, int] | None,
+    **settings: Any,
+) -> None:
     """Run agents when their recalls are due.
 
     It runs until SIGTERM or Ctrl-C: the first signal lets runs finish within --grace, the second gives them back to
     other workers at once. A module, and a command's path, are found from the current directory.
     """
     _log_to_stdout(as_json=target.as_json or not sys.stdout.isatty())
+    if callback_url is not None:
+        os.environ["PGRECALL_CALLBACK_URL"] = callback_url  # HTTP agents read it, wherever they are made
     loaded = load(agent)
     from pgrecall.worker import Worker
 
@@ -108,9 +136,21 @@ def worker(target: Target, /, *, agent: str, **settings: Any) -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
-            await made.run()
+            async with _taking_callbacks(dsn, callback_listen):
+                await made.run()
 
         asyncio.run(run_until_told())
+
+
+@asynccontextmanager
+async def _taking_callbacks(dsn: str | None, address: tuple[str, int] | None) -> AsyncIterator[None]:
+    if address is None:
+        yield
+        return
+    from pgrecall.callbacks import callback_app, serving
+
+    async with serving(callback_app(dsn), *address):
+        yield
 
 
 def _say_where(target: Target, dsn: str) -> None:

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrecall.doctor.finding import Check, span
-from pgrecall.model import AdoptedRecall, Recall, RecallRun
+from pgrecall.model import AdoptedRecall, Delivery, Recall, RecallRun
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
+DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
 CHECK_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _BAD_OUTCOMES = ("error", "timeout", "lost")
 
@@ -87,6 +88,33 @@ def print_recall(recall: Recall, runs: list[RecallRun], following: list[datetime
     if runs:
         console.print()
         console.print(_table_of_runs(runs))
+
+
+def print_deliveries(deliveries: list[Delivery], now: datetime) -> None:
+    """One line for each, and what went wrong below it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("delivery", justify="right", no_wrap=True)
+    for name in ("session", "status", "when"):
+        table.add_column(name, overflow="fold")
+    table.add_column("attempts", justify="right", no_wrap=True)
+    table.add_column("to", overflow="fold", ratio=1)
+    for delivery in deliveries:
+        if delivery.next_at is not None and delivery.next_at > now:
+            when = f"again in {span(delivery.next_at - now)}"
+        else:
+            when = f"{span(now - (delivery.ended_at or delivery.created_at))} ago"
+        to = _line(delivery.url)
+        if delivery.last_error:
+            to.append_text(Text.assemble("\n", _line(delivery.last_error[:200], "dim")))
+        table.add_row(
+            str(delivery.id),
+            _line(delivery.session_id),
+            Text(delivery.status, DELIVERY_STYLES[delivery.status]),
+            when,
+            str(delivery.attempt),
+            to,
+        )
+    _console().print(table)
 
 
 def print_sentence(recall: Recall, now: datetime, done: str) -> None:

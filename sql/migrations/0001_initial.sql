@@ -490,19 +490,48 @@ create table pgrecall.deliveries (
 );
 comment on table pgrecall.deliveries is
     'The outbox: replies on their way to a URL. A row is written in the transaction that records the run, so that no reply is forgotten; that the agent ran and that somebody was reached are two facts.';
-comment on column pgrecall.deliveries.id is 'The run whose reply it is. Also the webhook-id, the same at every attempt.';
+comment on column pgrecall.deliveries.id is 'The run whose reply it is.';
+comment on column pgrecall.deliveries.recall_id is 'The recall; it may have been deleted since.';
+comment on column pgrecall.deliveries.session_id is 'The session that it was said in.';
+comment on column pgrecall.deliveries.url is 'Where to. An operator may change it before retry_delivery().';
 comment on column pgrecall.deliveries.payload is 'The body that is posted.';
 comment on column pgrecall.deliveries.status is
     'pending: will be tried at next_at. delivered: answered with 2xx. failed: given up, see last_error.';
 comment on column pgrecall.deliveries.attempt is 'How often it was tried.';
 comment on column pgrecall.deliveries.next_at is
     'When it is tried next. While a worker tries it: when another one may, should this one have died.';
+comment on column pgrecall.deliveries.created_at is 'When the run ended.';
 comment on column pgrecall.deliveries.ended_at is 'When it was delivered or given up.';
 comment on column pgrecall.deliveries.response_status is 'The HTTP status of the last answer; null: there was none.';
+comment on column pgrecall.deliveries.last_error is 'Why the last attempt failed; null: it did not.';
 create index deliveries_due on pgrecall.deliveries (next_at) where next_at is not null;
 comment on index pgrecall.deliveries_due is 'Serves claim_deliveries() and the time of the next one.';
 create index deliveries_of_session on pgrecall.deliveries (session_id);
 comment on index pgrecall.deliveries_of_session is 'Serves the cascade from sessions.';
+
+create table pgrecall.run_reports (
+    recall_id text not null,
+    nominal_at timestamptz not null,
+    run_id bigint not null,
+    reply text,
+    silent boolean not null,
+    error text,
+    usage jsonb,
+    messages jsonb,
+    created_at timestamptz not null,
+    primary key (recall_id, nominal_at)
+);
+comment on table pgrecall.run_reports is
+    'What was reported with report_run() about occurrences whose agent handed its work to somebody else, until the waiting run ends so. Few rows, and short-lived.';
+comment on column pgrecall.run_reports.recall_id is 'The recall, and nominal_at which of its occurrences.';
+comment on column pgrecall.run_reports.nominal_at is 'The time that the occurrence was wanted for.';
+comment on column pgrecall.run_reports.run_id is 'The run that the report was made about; a later try of the occurrence takes it as well.';
+comment on column pgrecall.run_reports.reply is 'What the agent answers; null or empty: nothing.';
+comment on column pgrecall.run_reports.silent is 'There is nothing to say, and that is a success.';
+comment on column pgrecall.run_reports.error is 'Why the run has failed; null: it has not.';
+comment on column pgrecall.run_reports.usage is 'Tokens, cost, turns: what the agent used.';
+comment on column pgrecall.run_reports.messages is 'What the session gets in place of the reply; null: the reply.';
+comment on column pgrecall.run_reports.created_at is 'When it was reported.';
 
 create table pgrecall.workers (
     id text primary key

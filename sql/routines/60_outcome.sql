@@ -254,6 +254,7 @@ begin
             from pgrecall.recall_runs as run
             where run.id = finish.run_id
         );
+        perform pgrecall._forget_reports(finish.recall_id);
         return query
         select
             exists (select from pgrecall.recall_runs as run where run.id = finish.run_id and run.outcome <> 'lost'),
@@ -295,6 +296,7 @@ begin
         v_now, v_recall.worker_id, v_recall.attempt, v_recall.deferrals, v_recall.defer_reason, v_outcome, v_reason,
         finish.reply, finish.error, finish.usage
     );
+    perform pgrecall._queue_delivery(v_recall, finish.run_id, finish.reply, v_outcome, finish.started_at);
     if v_outcome in ('success', 'silent') then
         perform pgrecall._append_outcome(
             v_recall,
@@ -364,6 +366,7 @@ begin
         );
     end if;
     perform pgrecall._free_session(v_recall.session_id, finish.run_id);
+    perform pgrecall._forget_reports(v_recall.id);
 
     return query
     select true, ended.status, ended.trigger_at, ended.due_at, ended.attempt

@@ -1,0 +1,267 @@
+"""Delivering: replies from the outbox to their URLs, by whichever workers can.
+
+Sleeps until there is something to deliver: it hears of new deliveries from the listener, and every look answers when
+the next one of all workers is due. Asks nothing while nothing is pending. Needs the extra `http`; without it a worker
+leaves deliveries to others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import psycopg
+
+from pgrecall import calls
+from pgrecall._backoff import Backoff
+from pgrecall._listener import Alarm
+from pgrecall.agents import describe
+from pgrecall.database import AsyncDatabase, answered_within
+from pgrecall.errors import RecallError
+from pgrecall.model import DeliveryClaim, DeliveryStatus
+from pgrecall.telemetry import logger
+from pgrecall.webhooks import Signer, webhook_id
+
+#: Deliveries under way at once.
+_MOST = 10
+
+#: Seconds in which a receiver must answer.
+_SECONDS = 20.0
+
+#: Seconds within which the database must answer.
+_PATIENCE = 10.0
+
+#: For how long nobody else tries what this worker tries.
+_LEASE = timedelta(seconds=60)
+
+#: Seconds after which others look whether the worker whose run it was has seen to it.
+_OTHERS_AFTER = (1.0, 2.0)
+
+#: Another attempt makes no sense.
+_GONE = 410
+
+
+class Deliverer:
+    """Delivers replies, at least once each, with the same webhook-id at every attempt.
+
+    Args:
+        worker_id: Whose.
+        database: Where the outbox is.
+        monotonic: Maps the server's seconds since 1970 to this process's monotonic clock.
+        poll_interval: Look every so many seconds: for a worker that does not listen.
+        signer: Signs the requests.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        database: AsyncDatabase,
+        monotonic: Callable[[float], float],
+        *,
+        poll_interval: float | None,
+        signer: Signer,
+    ) -> None:
+        self._worker_id = worker_id
+        self._database = database
+        self._monotonic = monotonic
+        self._poll_interval = poll_interval
+        self._signer = signer
+        self._can = importlib.util.find_spec("httpx2") is not None
+        #: Set when it has looked once.
+        self.looked = anyio.Event()
+        self._alarm = Alarm()
+        self._under_way = 0
+        self._ended = anyio.Event()
+        self._draining = False
+        self._warned = False
+        self._complained = False
+        self._failing = Backoff(0.5, 30)
+
+    def look_now(self) -> None:
+        """Something may have been missed."""
+        self._alarm.no_later_than(time.monotonic())
+
+    def heard(self, value: str) -> None:
+        """A delivery is due: `<microseconds since 1970> <worker_id>`.
+
+        Raises:
+            ValueError: It is none of ours.
+        """
+        moment, _, worker_id = value.partition(" ")
+        at = self._monotonic(int(moment) / 1e6)
+        # Its own worker first: the others are there in case that one cannot.
+        self._alarm.no_later_than(at if worker_id == self._worker_id else at + random.uniform(*_OTHERS_AFTER))  # noqa: S311
+
+    async def run(self) -> None:
+        """Delivers until cancelled."""
+        self.look_now()
+        if self._can:
+            await self._deliver()
+        else:
+            await self._leave()
+
+    async def drain(self) -> None:
+        """Starts nothing more, and returns when what is under way has ended."""
+        self._draining = True
+        while self._under_way:
+            await self._one_has_ended()
+
+    async def _one_has_ended(self) -> None:
+        if self._ended.is_set():
+            self._ended = anyio.Event()
+        await self._ended.wait()
+
+    async def _deliver(self) -> None:
+        client: Any = None
+        async with AsyncExitStack() as stack, anyio.create_task_group() as attempts:
+            while True:
+                await self._alarm.wait()
+                free = _MOST - self._under_way
+                if free <= 0 or self._draining:
+                    await self._one_has_ended()
+                    continue
+                self._alarm.clear()
+                rows = await self._ask(calls.claim_deliveries(free, _LEASE))
+                if rows is None:
+                    continue
+                claimed = [row for row in rows if row.delivery_id is not None]
+                if claimed and client is None:
+                    # Takes a while, and most workers never need it.
+                    client = await stack.enter_async_context(await anyio.to_thread.run_sync(_new_client))
+                for row in claimed:
+                    self._under_way += 1
+                    attempts.start_soon(self._attempt, client, row)
+                if len(claimed) == free:
+                    self.look_now()
+                self._arm(rows[0])
+
+    def _arm(self, look: DeliveryClaim) -> None:
+        if look.next_at is not None:
+            # All workers wait for the same time, so not all at once; and not at once again for one that is locked.
+            at = max(self._monotonic(look.next_at.timestamp()), time.monotonic() + 0.5)
+            self._alarm.no_later_than(at + random.uniform(0, 1))  # noqa: S311
+        if self._poll_interval is not None:
+            self._alarm.no_later_than(time.monotonic() + self._poll_interval)
+
+    async def _ask(self, call: calls.Call[Any]) -> list[Any] | None:
+        """The answer; None if there was none: then it looks again later."""
+        try:
+            async with answered_within(_PATIENCE, f"{call.function}()"):
+                rows = await self._database.run(call)
+        except (RecallError, psycopg.Error, TimeoutError) as error:
+            if not self._complained:
+                self._complained = True
+                logger().error("loop_error", worker_id=self._worker_id, error=describe(error))
+            self._alarm.no_later_than(time.monotonic() + self._failing.pause())
+            return None
+        finally:
+            self.looked.set()
+        self._complained = False
+        self._failing.reset()
+        return rows
+
+    async def _attempt(self, client: Any, row: DeliveryClaim) -> None:
+        try:
+            if not self._signer and not self._warned:
+                self._warned = True
+                logger().warning("webhooks_unsigned", url=row.url)
+            await self._tell(row, *await self._send(client, row))
+        finally:
+            self._under_way -= 1
+            self._ended.set()
+
+    async def _send(
+        self, client: Any, row: DeliveryClaim
+    ) -> tuple[DeliveryStatus, int | None, str | None, timedelta | None]:
+        """One attempt: what becomes of the delivery, the answer's status, the error, and for how long to wait."""
+        from pgrecall._post import NotAnsweredError, post
+
+        try:
+            answered = await post(
+                client,
+                row.url,
+                message_id=webhook_id("reply", row.recall_id, row.delivery_id),
+                body=json.dumps(row.payload, ensure_ascii=False).encode(),
+                signer=self._signer,
+                headers={},
+                seconds=_SECONDS,
+            )
+        except NotAnsweredError as error:
+            return "pending", None, str(error), None
+        except Exception as error:  # noqa: BLE001 (one row that cannot be sent must not end the worker)
+            return "pending", None, describe(error), None
+        if 200 <= answered.status < 300:
+            return "delivered", answered.status, None, None
+        return (
+            "failed" if answered.status == _GONE else "pending",
+            answered.status,
+            answered.in_words,
+            answered.retry_after,
+        )
+
+    async def _tell(
+        self,
+        row: DeliveryClaim,
+        status: DeliveryStatus,
+        response_status: int | None,
+        error: str | None,
+        retry_after: timedelta | None,
+    ) -> None:
+        assert row.delivery_id is not None  # noqa: S101 (the caller looked)
+        answer = await self._ask(
+            calls.end_delivery(
+                row.delivery_id,
+                row.attempt,
+                status,
+                response_status=response_status,
+                error=error,
+                retry_after=retry_after,
+            )
+        )
+        if answer is None:
+            return  # it is tried again when the lease ends, with the same id
+        next_at: datetime | None = answer[0]
+        if next_at is not None:
+            self._alarm.no_later_than(self._monotonic(next_at.timestamp()))
+        log = logger().bind(
+            delivery_id=row.delivery_id, recall_id=row.recall_id, session_id=row.session_id, attempt=row.attempt
+        )
+        if status == "delivered":
+            log.info("reply_delivered", response_status=response_status)
+        else:
+            log.warning(
+                "delivery_failed",
+                response_status=response_status,
+                error=error,
+                next_at=next_at and next_at.isoformat(),
+            )
+
+    async def _leave(self) -> None:
+        """Says once that there is something to deliver, and that this worker cannot."""
+        while True:
+            await self._alarm.wait()
+            self._alarm.clear()
+            pending = await self._ask(calls.get_deliveries(session_id=None, recall_id=None, status="pending", limit=1))
+            if pending:
+                logger().warning(
+                    "deliveries_left_to_others",
+                    worker_id=self._worker_id,
+                    reason="this worker cannot deliver: httpx2 is not installed; pip install 'pgrecall[http]'",
+                )
+                return
+            if self._poll_interval is not None:
+                self._alarm.no_later_than(time.monotonic() + self._poll_interval)
+
+
+def _new_client() -> Any:
+    from pgrecall._post import new_client
+
+    return new_client()
