@@ -6,14 +6,13 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import anyio
 import psycopg
 import pytest
 from pgbouncer import pgbouncer
-from servers import Server
 from workerprocess import DEADLINE, ROOT, WorkerProcess
 from workertools import NEVER, Recorder, Sql, sql, until, working
 
@@ -204,22 +203,33 @@ async def test_a_hold_lasts_as_long_as_its_block_however_short_its_lease(schedul
 
 
 async def test_a_chat_whose_hold_is_lost_is_cancelled_and_told(scheduler: RecallScheduler, db: Sql) -> None:
-    with pytest.raises(HoldLostError, match="'s1' was lost"):
-        async with scheduler.hold_session("s1", lease=0.3) as hold:
+    hold = scheduler.hold_session("s1", lease=0.3)
+
+    async def chat() -> None:
+        async with hold:
             await db("update pgrecall.sessions set holder = 'thief', held_until = now() + interval '1 hour'")
             await anyio.sleep(NEVER)
+
+    with pytest.raises(HoldLostError, match="'s1' was lost"):
+        await chat()
     assert hold.lost
     assert await db("select holder from pgrecall.sessions") == ["thief"]
 
 
-async def test_a_chat_that_cannot_renew_stops_before_its_lease_ends(server: Server, database: str, db: Sql) -> None:
-    async with RecallScheduler(database) as scheduler:
-        with pytest.raises(HoldLostError, match="could not be renewed in time"):
-            async with scheduler.hold_session("s1", lease=1.5):
-                # Whoever wants to renew waits for this lock.
-                async with await psycopg.AsyncConnection.connect(database) as other:
-                    await other.execute("select from pgrecall.sessions where id = 's1' for update")
-                    await anyio.sleep(NEVER)
+async def test_a_chat_that_cannot_renew_stops_before_its_lease_ends(
+    database: str, scheduler: RecallScheduler, db: Sql
+) -> None:
+    async def chat() -> None:
+        async with (
+            scheduler.hold_session("s1", lease=1.5),
+            await psycopg.AsyncConnection.connect(database) as other,
+        ):
+            # Whoever wants to renew waits for this lock.
+            await other.execute("select from pgrecall.sessions where id = 's1' for update")
+            await anyio.sleep(NEVER)
+
+    with pytest.raises(HoldLostError, match="could not be renewed in time"):
+        await chat()
 
 
 async def test_an_error_in_the_block_is_the_callers_own(scheduler: RecallScheduler, db: Sql) -> None:
@@ -232,20 +242,21 @@ async def test_an_error_in_the_block_is_the_callers_own(scheduler: RecallSchedul
 async def test_a_chat_that_goes_on_for_too_long_gives_way_to_a_recall(
     database: str, scheduler: RecallScheduler, db: Sql
 ) -> None:
+    async def chat() -> None:
+        async with scheduler.hold_session("s1", lease=1.5):
+            await db.recall("s1", max_defer_seconds=1)
+            await anyio.sleep(NEVER)
+
     agent = Recorder()
     async with working(database, agent):
         with pytest.raises(HoldLostError, match="max_defer_seconds"):
-            async with scheduler.hold_session("s1", lease=1.5):
-                await db.recall("s1", max_defer_seconds=1)
-                await anyio.sleep(NEVER)
+            await chat()
         await agent.count(1)
 
 
-async def test_waiting_works_behind_a_pooler_that_delivers_no_notifications(
-    server: Server, database: str, db: Sql
-) -> None:
+async def test_waiting_works_behind_a_pooler_that_delivers_no_notifications(database: str, db: Sql) -> None:
     with pgbouncer(database) as pooler:
-        async with RecallScheduler(pooler.dsn()) as scheduler:
+        async with RecallScheduler(pooler.dsn(database)) as scheduler:
 
             async def chat() -> None:
                 async with scheduler.hold_session("s1", if_held="wait"):
@@ -316,17 +327,22 @@ async def _waits(dsn: str) -> None:
 
 
 def test_a_thread_learns_at_the_end_that_its_hold_was_lost(plain: SyncRecallScheduler) -> None:
-    with pytest.raises(HoldLostError), plain.hold_session("s1", lease=0.3) as hold:
-        with psycopg.connect(plain.dsn) as thief:
-            thief.execute("update pgrecall.sessions set holder = 'thief', held_until = now() + interval '1 hour'")
-        asyncio.run(_lost(lambda: hold.lost))
+    hold = plain.hold_session("s1", lease=0.3)
 
-
-async def _lost(is_lost: Callable[[], bool]) -> None:
     async def lost() -> bool:
-        return is_lost()
+        return hold.lost
 
-    await until(lost)
+    def chat() -> None:
+        with hold, psycopg.connect(plain.dsn, autocommit=True) as thief:
+            thief.execute("update pgrecall.sessions set holder = 'thief', held_until = now() + interval '1 hour'")
+            asyncio.run(_until(lost))
+
+    with pytest.raises(HoldLostError):
+        chat()
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    await until(condition)
 
 
 # Two processes: a worker and a chat
