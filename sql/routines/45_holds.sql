@@ -104,7 +104,11 @@ begin
         holder = null,
         held_since = null,
         held_until = null,
-        active_at = case when v_session.run_id is null then v_now else v_session.active_at end,
+        active_at = case
+            when v_session.run_id is null and v_session.holder is not null
+                then greatest(v_session.active_at, least(v_session.held_until, v_now))
+            else v_session.active_at
+        end,
         interrupted_by = null,
         wanted_by = null,
         line_until = case when v_session.line_until > v_now then v_session.line_until end,
@@ -340,6 +344,7 @@ as $$
 declare
     v_session pgrecall.sessions;
     v_left boolean;
+    v_ends boolean;
 begin
     select known.*
     into v_session
@@ -358,13 +363,15 @@ begin
         set line_until = pgrecall._line_until(v_session.id)
         where sessions.id = v_session.id;
     end if;
-    if v_session.holder is null
-        or (v_session.run_id is null and v_session.holder <> coalesce(free_session.holder, v_session.holder))
-        or (v_session.run_id is not null and (
-            free_session.holder is not null
-            or exists (select from pgrecall.session_recalls as running where running.run_id = v_session.run_id)
-        ))
-    then
+    v_ends := case
+        when v_session.run_id is null and v_session.holder = coalesce(free_session.holder, v_session.holder) then true
+        when v_session.run_id is not null and free_session.holder is null then not exists (
+            select from pgrecall.session_recalls as running where running.run_id = v_session.run_id
+        )
+        -- Nobody has it, and who left the line was perhaps all that the others waited for.
+        else v_left and (v_session.holder is null or coalesce(v_session.held_until, 'infinity') <= pgrecall.clock())
+    end;
+    if not v_ends then
         return v_left;
     end if;
     perform pgrecall._let_go(v_session.id);
