@@ -103,6 +103,8 @@ class _Terms:
 
 def _still_held(hold: SessionHold, waited: float) -> SessionHeldError:
     who = f"run {hold.run_id} of recall {hold.recall_id}" if hold.kind == "run" else f"the chat {hold.holder}"
+    if hold.kind == "line" and hold.recall_id is not None:
+        who = f"recall {hold.recall_id}, which comes first,"
     return SessionHeldError(
         f"session {hold.session_id!r} was not free within {waited:g} s: it is held by {who} since {hold.since}",
         session_id=hold.session_id,

@@ -520,7 +520,7 @@ begin
             held_since = case when chosen.run_id is null then session.held_since else _take.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
             interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
-            wanted_by = case when chosen.run_id is null then coalesce(session.wanted_by, deferred.wanted_by) end,
+            wanted_by = case when chosen.run_id is null then coalesce(deferred.wanted_by, session.wanted_by) end,
             has_waiting = session.has_waiting or coalesce(deferred.waits, false)
         from (select distinct ranked.session_id from ranked) as touched
         left join chosen on chosen.session_id = touched.session_id

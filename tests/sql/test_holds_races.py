@@ -364,7 +364,7 @@ def test_a_recall_that_wants_the_session_no_more_does_not_end_the_chat(db: psyco
     claim(db)
     assert not renew(db, "alice")
     if ending == "cancel":
-        call(db, "cancel_recall", recall_id=late)
+        assert call_one(db, "cancel_recall", session_id="s")["cancel_recall"]
     elif ending == "pause":
         call(db, "pause_recall", recall_id=late)
     elif ending == "delete":
