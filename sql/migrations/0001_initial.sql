@@ -437,7 +437,8 @@ comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need on
 comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
 comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
 comment on column pgrecall.recall_runs.deferrals is 'How often the occurrence had been put off until then.';
-comment on column pgrecall.recall_runs.defer_reason is 'Why it was put off the last time; null: it was not.';
+comment on column pgrecall.recall_runs.defer_reason is
+    'Why it was put off the last time; null: it was not, or has waited for the backoff of a retry since.';
 comment on column pgrecall.recall_runs.occurrences is
     'How many nominal times this row stands for: more than 1 only for a row that sums up the tail of a long outage.';
 comment on column pgrecall.recall_runs.refused_at is

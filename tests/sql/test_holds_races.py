@@ -446,3 +446,150 @@ def test_an_interrupted_recurring_recall_is_as_configured_when_the_chat_has_ende
     free(db, "alice")
     assert due_ids(db) == ([late] if on_interrupt == "retry" else [])
     assert recall(db, late)["trigger_at"] == NOW + (timedelta() if on_interrupt == "retry" else MINUTE)
+
+
+class Crowd:
+    """Connections that do anything at random in three sessions, and remember what went wrong."""
+
+    SESSIONS = ("a", "b", "c")
+    CHATS = ("alice", "bob", "carol", "dave")
+
+    def __init__(self, database: str, seconds: float) -> None:
+        self.database = database
+        self.ends = time.monotonic() + seconds
+        self.errors: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def member(self, seed: int) -> None:
+        """Do things until the time is over."""
+        choose = random.Random(seed)
+        worker = f"w{seed}"
+        runs: list[Row] = []
+        with psycopg.connect(self.database, autocommit=True) as db:
+            while time.monotonic() < self.ends:
+                action = choose.choice(
+                    [self.hold, self.hold, self.renew, self.free, self.free, self.schedule, self.schedule]
+                    + [self.cancel, self.touch, self.say, self.delete, self.change]
+                )
+                kind = choose.choice([action.__name__, "claim", "finish"])
+                try:
+                    if kind == "claim":
+                        runs += claim(db, worker, up_to=choose.randint(1, 3), lease=2 * SECOND).runs
+                    elif kind == "finish" and runs:
+                        self.finish(db, choose, runs.pop(choose.randrange(len(runs))))
+                    elif choose.random() < 0.2:
+                        # A host that does several things in one transaction, in a session of its own.
+                        with db.transaction():
+                            chosen = choose.choice(self.SESSIONS)
+                            action(db, choose, chosen)
+                            choose.choice([self.say, self.free, self.hold])(db, choose, chosen)
+                    else:
+                        action(db, choose, choose.choice(self.SESSIONS))
+                except psycopg.Error as error:
+                    if error.sqlstate not in ("PR001", "PR006"):  # a pending recall, held
+                        with self._lock:
+                            self.errors[f"{error.sqlstate} {kind}: {error}"] += 1
+                with self._lock:
+                    self.done[kind] += 1
+            for run in runs:
+                finish(db, run)
+
+    def hold(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(
+            db,
+            "hold_session",
+            session_id=name,
+            holder=choose.choice(self.CHATS),
+            lease=choose.choice([0.1, 0.2, 0.5]) * SECOND,
+            if_held=choose.choice(["refuse", "wait", "interrupt"]),
+        )
+
+    def renew(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(db, "renew_hold", session_id=name, holder=choose.choice(self.CHATS), lease=SECOND / 2)
+
+    def free(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(db, "free_session", session_id=name, holder=choose.choice([*self.CHATS, None]))
+
+    def schedule(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(
+            db,
+            "schedule_recall",
+            session_id=name,
+            additional_context_message="go on",
+            interval_seconds=choose.choice([None, 1]),
+            idle_for_seconds=choose.choice([None, None, 1]),
+            max_defer_seconds=1,
+            on_max_defer=choose.choice(["run", "skip"]),
+            on_interrupt=choose.choice(["retry", "skip"]),
+        )
+
+    def cancel(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(db, choose.choice(["cancel_recall", "skip_next_recall"]), session_id=name)
+
+    def touch(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        call(db, "touch_session", session_id=name)
+
+    def say(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        db.execute("select pgrecall.append_messages(%s, %s)", [name, '[{"role": "user", "content": "hello"}]'])
+
+    def delete(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        if choose.random() < 0.1:
+            db.execute("delete from pgrecall.session_recalls where session_id = %s", [name])
+
+    def change(self, db: psycopg.Connection, choose: random.Random, name: str) -> None:
+        db.execute(
+            "update pgrecall.session_recalls set trigger_at = now() where session_id = %s and status = 'pending'",
+            [name],
+        )
+
+    def finish(self, db: psycopg.Connection, choose: random.Random, run: Row) -> None:
+        finish(
+            db,
+            run,
+            choose.choice(["success", "error", "interrupted", "timeout"]),
+            reply="done",
+            append_reply=True,
+            retry=choose.random() < 0.5,
+            retry_after=timedelta(),
+        )
+
+
+def test_a_crowd_that_does_anything_at_once_meets_no_deadlock_and_leaves_no_session_taken(
+    connect: Connect, database: str
+) -> None:
+    db = connect()
+    add_session(db, *Crowd.SESSIONS)
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    crowd = Crowd(database, seconds=5)
+    for member in [Doing(lambda number=number: crowd.member(seed + number)) for number in range(8)]:
+        member.result()
+    assert crowd.errors == Counter()
+    assert min(crowd.done[kind] for kind in ("hold", "renew", "free", "claim", "finish")) > 20, crowd.done
+
+    def is_quiet() -> bool:
+        # What the last ones left is over after their leases, with one worker that goes on.
+        for run in claim(db, "last").runs:
+            finish(db, run)
+        return value(
+            db,
+            """select not exists (
+                select from pgrecall.sessions
+                where run_id is not null or held_until > pgrecall.clock() or line_until > pgrecall.clock()
+            ) and not exists (
+                select from pgrecall.session_recalls
+                where run_id is not null or (call_type = 'once' and status in ('pending', 'running'))
+            )""",
+        )
+
+    wait_until(is_quiet, "everything to come to an end")
+    assert value(db, "select count(*) from pgrecall.get_holds()") == 0
+    # A retry's own row has no reason: since the deferral it has waited for its backoff.
+    assert not value(
+        db,
+        """select array_agg(recall_id) from (
+            select recall_id from pgrecall.recall_runs group by recall_id, nominal_at
+            having max(deferrals) > 0 and max(defer_reason) is null
+        ) as without_reason""",
+    )
