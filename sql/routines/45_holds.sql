@@ -26,20 +26,6 @@ $$;
 comment on function pgrecall._check_hold(text, interval) is
     'Refuses a holder or a lease that makes no sense. Called by hold_session. Raises: PR005.';
 
-create or replace function pgrecall._line_until(session_id text)
-returns timestamptz
-language sql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    select max(waiter.until)
-    from pgrecall.session_waiters as waiter
-    where waiter.session_id = _line_until.session_id
-        and waiter.until > pgrecall.clock();
-$$;
-comment on function pgrecall._line_until(text) is
-    'Until when somebody waits in line for a session; null: nobody does. Called with the session row locked.';
-
 create or replace function pgrecall._wanted_from(session pgrecall.sessions)
 returns timestamptz
 language sql
@@ -56,6 +42,20 @@ as $$
 $$;
 comment on function pgrecall._wanted_from(pgrecall.sessions) is
     'When the recall that wants a session, see sessions.wanted_by, is due there; null: none does, or it has been cancelled, paused or moved since. Called with the session row locked.';
+
+create or replace function pgrecall._line_until(session_id text)
+returns timestamptz
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select max(waiter.until)
+    from pgrecall.session_waiters as waiter
+    where waiter.session_id = _line_until.session_id
+        and waiter.until > pgrecall.clock();
+$$;
+comment on function pgrecall._line_until(text) is
+    'Until when somebody waits in line for a session; null: nobody does. Called with the session row locked.';
 
 create or replace function pgrecall._give_hold(session_id text, holder text, lease interval)
 returns void
