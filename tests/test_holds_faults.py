@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from faults.chats import hammer
 from faults.proxy import Proxy
 from sqltools import add, add_session, claim, session, value, wait_until
 from workertools import sql, until
@@ -166,3 +169,15 @@ def test_a_chat_in_line_whose_connection_ends_waits_on(database: str, kind: str)
         finally:
             let_go.set()
             thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_chats_and_recalls_that_hammer_the_same_sessions_never_meet(database: str, tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    verdict = hammer(database, tmp_path, seconds=8, seed=seed)
+    print(verdict)
+    assert verdict.violations == {}
+    assert min(verdict.figures[name] for name in ("chats", "runs", "runs interrupted by chats")) > 0
+    assert verdict.figures["deferred because"]["session held by the chat"] > 0

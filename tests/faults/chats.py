@@ -42,6 +42,9 @@ _LEASE, _SHORT_LEASE = 10.0, 1.5
 #: Seconds in which everything ends that was asked for: a retry waits for up to ten.
 _DRAIN = 60.0
 
+#: Milliseconds after the end of a hold in which a deferred recall runs, on a machine that has too much to do.
+_SLOW = 3000.0
+
 
 @dataclass(eq=False)
 class ChatProcess:
@@ -353,6 +356,9 @@ def account(
         "deferred because": deferrals,
     }
     freed, bequeathed = _wakes(by_session, bereft)
+    slow = [took for took in (*freed, *bequeathed) if took > _SLOW]
+    if slow:
+        verdict.violations["a recall that nobody woke when its session was free"] = [f"{took:.0f} ms" for took in slow]
     verdict.figures["end of a hold to the agent's first line, ms"] = summary(freed)
     verdict.figures["end of a killed chat's lease to the agent's first line, ms"] = summary(bequeathed)
     return verdict
@@ -466,12 +472,15 @@ def _account_recalls(db: psycopg.Connection, stays: Sequence[Stay], found: defau
 
 
 def _wakes(by_session: dict[str, list[Stay]], bereft: Sequence[Bereft]) -> tuple[list[float], list[float]]:
-    """Milliseconds to the first line of a deferred recall's agent: from the end of a hold, and of a dead chat's lease."""
+    """Milliseconds to the first line of a deferred recall's agent: from the end of a hold, and of a dead chat's lease.
+
+    Not of recalls that wait for more than that: for quiet, or for the backoff after a failure.
+    """
     freed, bequeathed = [], []
     for session_id, stays in by_session.items():
         for before, after in zip(stays, stays[1:], strict=False):
             note = after.note
-            if not after.who.startswith("run:") or note["deferrals"] == 0 or note["quiet"]:
+            if not after.who.startswith("run:") or note["deferrals"] == 0 or note["waits"]:
                 continue
             left_at = note["wall"] - (after.entered - before.left) / 1e9
             if not before.who.startswith("chat:") or note["nominal"] > left_at:

@@ -82,7 +82,7 @@ class Agent:
             recall=recall.recall_id,
             message=recall.message_id,
             deferrals=recall.deferrals,
-            quiet="idle_for" in recall.metadata,
+            waits=bool(recall.metadata.get("idle_for") or recall.metadata.get("fails")),
             nominal=recall.nominal_at.timestamp(),
             wall=time.time(),
         )
