@@ -551,16 +551,25 @@ def test_a_connection_string_is_usable_or_refused(dsn: str) -> None:
 
 #: Arguments that make sense, by verb; the options are found in the program.
 VERBS: dict[str, list[str]] = {
+    "adopt": ["pgrecall.session_messages"],  # it has no column status
     "cancel": ["waits"],
+    "deliveries": [],
+    "free": ["idle"],
+    "holds": [],
     "list": [],
+    "pause": ["waits"],
     "reschedule": ["waits", "--in", "1h"],
+    "resume": ["waits"],
     "schedule": ["idle", "Go on."],
+    "settings": ["timeout_seconds=600"],
     "show": ["waits"],
     "skip": ["waits"],
+    "token": ["idle"],
+    "use-sessions-table": ["pgrecall.sessions"],
     "worker": ["--agent", "no_such_module:agent"],  # so no worker starts
 }
 #: Verbs that run until something ends them, or look at the whole database.
-OTHER_VERBS = {"demo", "doctor", "migrate"}
+OTHER_VERBS = {"demo", "doctor", "mcp", "migrate", "use-own-sessions"}
 #: Options that say which database and how to answer.
 COMMON = {"dsn", "embedded", "as_json", "debug", "help"}
 
