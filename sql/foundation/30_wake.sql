@@ -182,13 +182,31 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if new.max_runs_per_day is distinct from old.max_runs_per_day then
+        perform pgrecall._weigh_again(null);
+    end if;
     -- While all is paused the workers do not wait for what is due (see claim): they must hear of the end.
     perform pg_notify('pgrecall', 'due 0');
     return null;
 end;
 $$;
 comment on function pgrecall._after_settings_update() is
-    'Makes every worker look now. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+    'Makes every worker look now, also at the recalls that a changed limit of runs a day has put off. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+
+create or replace function pgrecall._after_session_limit_update()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgrecall._weigh_again(new.id);
+    return null;
+end;
+$$;
+comment on function pgrecall._after_session_limit_update() is
+    'Has the recalls looked at again that the session''s limit of runs a day has put off. Called by the trigger session_limit_update. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall._before_settings_removal()
 returns trigger
