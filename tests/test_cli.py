@@ -302,7 +302,8 @@ def test_schedule_passes_every_option_on(run: Run, connection: psycopg.Connectio
             "schedule", "new", "hello", "--at", "2031-05-01T09:00:00+02:00", "--every", "1d", "--until",
             "2031-06-01T00:00:00Z", "--comment", "from ops", "--create-session", "--user-id", "cleo",
             "--idempotency-key", "k", "--max-attempts", "7", "--timeout", "90", "--metadata", '{"a": [1]}', "--id",
-            "mine", "--json",
+            "mine", "--idle-for", "5m", "--max-defer", "2h", "--on-max-defer", "skip", "--on-interrupt", "skip",
+            "--pause-after-failures", "4", "--deliver-to", "https://example.com/hook", "--json",
         )
     )  # fmt: skip
     wanted = {
@@ -317,6 +318,12 @@ def test_schedule_passes_every_option_on(run: Run, connection: psycopg.Connectio
         "idempotency_key": "k",
         "max_attempts": 7,
         "timeout_seconds": 90,
+        "idle_for_seconds": 300,
+        "max_defer_seconds": 7200,
+        "on_max_defer": "skip",
+        "on_interrupt": "skip",
+        "pause_after_failures": 4,
+        "deliver_to": "https://example.com/hook",
         "metadata": {"a": [1]},
         "status": "pending",
     }
