@@ -81,12 +81,12 @@ class SessionHeldError(RecallError):
 
     Attributes:
         session_id: The session.
-        kind: `chat`, `run`, or `line`: nobody has it, but another chat waits for it.
+        kind: `chat`, `run`, or `line`: nobody has it, but another chat, or a recall, waits for it and comes first.
         holder: The chat's name, or the worker of the run.
         since: Since when, in UTC.
         until: When the hold ends by itself unless it is renewed, in UTC; None for a run.
         run_id: The run, or None.
-        recall_id: The run's recall, or None.
+        recall_id: The run's recall, or the one that comes first, or None.
     """
 
     sqlstate = "PR006"

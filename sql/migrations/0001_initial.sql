@@ -127,7 +127,7 @@ comment on column pgrecall.sessions.line_until is
     'Chats wait in line (session_waiters), and until this time no run may take the session before them.';
 comment on column pgrecall.sessions.interrupted_by is 'The chat that wants run_id to stop; null: none.';
 comment on column pgrecall.sessions.wanted_by is
-    'A recall that was put off for its max_defer_seconds and waits for this hold: the hold is not renewed any more.';
+    'A recall that was put off for its max_defer_seconds and waits for this session: the hold of a chat is not renewed any more, and for a moment after it the recall comes before any other chat.';
 comment on column pgrecall.sessions.has_waiting is
     'A recall was deferred because the session was taken; whoever frees the session makes it due again.';
 create index sessions_of_user on pgrecall.sessions (user_id) where user_id is not null;
@@ -188,7 +188,7 @@ create type pgrecall.session_hold as (
     now_at timestamptz
 );
 comment on type pgrecall.session_hold is
-    'Who has a session. held: the caller of hold_session() has it. kind: chat, run, or line (it is free, but somebody else waits for it and comes first). holder, since, until: who, since when, and when it ends by itself unless renewed (null: a run, for which its worker''s lease decides). run_id, recall_id: the run. waiter_id: told as ''granted <waiter_id>'' on channel pgrecall_holds when the session is the caller''s; place: its place in the line. now_at: the server''s time.';
+    'Who has a session. held: the caller of hold_session() has it. kind: chat, run, or line (it is free, but another chat, or the recall recall_id, waits for it and comes first). holder, since, until: who, since when, and when it ends by itself unless renewed (null: a run, for which its worker''s lease decides). run_id, recall_id: the run and its recall. waiter_id: told as ''granted <waiter_id>'' on channel pgrecall_holds when the session is the caller''s; place: its place in the line. now_at: the server''s time.';
 
 create table pgrecall.session_messages (
     session_id text not null
@@ -460,7 +460,8 @@ comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need on
 comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
 comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
 comment on column pgrecall.recall_runs.deferrals is 'How often the occurrence had been put off until then.';
-comment on column pgrecall.recall_runs.defer_reason is 'Why it was put off the last time; null: it was not.';
+comment on column pgrecall.recall_runs.defer_reason is
+    'Why it was put off the last time; null: it was not, or has waited for the backoff of a retry since.';
 comment on column pgrecall.recall_runs.occurrences is
     'How many nominal times this row stands for: more than 1 only for a row that sums up the tail of a long outage.';
 comment on column pgrecall.recall_runs.refused_at is

@@ -393,8 +393,8 @@ begin
         for no key update of recall, session skip locked
     ),
     -- What stands in the way, and until when. A run and a chat have the session; a chat in line comes before any run;
-    -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough passes over the
-    -- line and the wish, but never over a hold.
+    -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough, and is not to be
+    -- left out for it, passes over the line and the wish, but never over a hold.
     weighed as materialized (
         select
             (due.recall).id,
@@ -412,8 +412,8 @@ begin
                 when (due.session).run_id is not null
                     and coalesce((due.session).held_until, 'infinity') > _take.at_time then 'run'
                 when (due.session).run_id is null and (due.session).held_until > _take.at_time then 'chat'
-                when (due.session).line_until > _take.at_time and not patience.is_over then 'line'
-                when quiet.from_at > _take.at_time and not patience.is_over then 'quiet'
+                when (due.session).line_until > _take.at_time and not patience.passes then 'line'
+                when quiet.from_at > _take.at_time and not patience.passes then 'quiet'
                 when full_session.until > _take.at_time then 'full'
             end as obstacle,
             row_number() over (
@@ -425,6 +425,9 @@ begin
                 (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _take.at_time,
                 false
             ) as is_over
+        ) as bound
+        cross join lateral (
+            select bound.is_over, bound.is_over and (due.recall).on_max_defer = 'run' as passes
         ) as patience
         cross join lateral (
             select (due.session).active_at + make_interval(secs => (due.recall).idle_for_seconds) as from_at
@@ -517,7 +520,7 @@ begin
             held_since = case when chosen.run_id is null then session.held_since else _take.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
             interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
-            wanted_by = case when chosen.run_id is null then coalesce(session.wanted_by, deferred.wanted_by) end,
+            wanted_by = case when chosen.run_id is null then coalesce(deferred.wanted_by, session.wanted_by) end,
             has_waiting = session.has_waiting or coalesce(deferred.waits, false)
         from (select distinct ranked.session_id from ranked) as touched
         left join chosen on chosen.session_id = touched.session_id
