@@ -385,7 +385,8 @@ class SyncHold(_Terms):
         asked_at = started = time.monotonic()
         hold = self._database.run(self._ask())[0]
         if not hold.held:
-            with self._listening() as connection:
+            with self._listening() as listener:
+                connection = listener
                 asked_at = time.monotonic()
                 hold = self._database.run(self._ask())[0]  # it may have been granted before we listened
                 while not hold.held:

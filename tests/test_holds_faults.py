@@ -1,4 +1,4 @@
-"""Holds in trouble: cancelled while they ask, lost while they end, cut off; and chats and recalls that hammer sessions."""
+"""Holds in trouble: cancelled while they ask, lost while they end, cut off; chats and recalls that hammer sessions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import psycopg
 import pytest
 from faults.chats import hammer
 from faults.proxy import Proxy
-from sqltools import add, add_session, claim, session, value, wait_until
+from sqltools import add_session, session, value, wait_until
 from workertools import sql, until
 
-from pgrecall import HoldLostError, RecallScheduler, SessionHeldError, SyncRecallScheduler
+from pgrecall import HoldLostError, RecallScheduler, SyncRecallScheduler
 
 pytestmark = pytest.mark.anyio
+
+#: As if it had been for a minute.
+_PUT_OFF = "update pgrecall.session_recalls set deferred_since = now() - interval '1 minute', not_before = now()"
 
 
 async def test_a_chat_that_is_cancelled_while_it_asks_leaves_the_session_free(database: str) -> None:
@@ -65,7 +68,7 @@ async def test_a_chat_that_ends_while_it_learns_that_its_hold_is_lost_is_told_so
             lost.set()  # the block goes on before it can be cancelled
 
         monkeypatch.setattr(hold, "_lose", lose_and_tell)
-        with pytest.raises(HoldLostError):
+        with pytest.raises(HoldLostError):  # noqa: PT012 (the end of the block raises it)
             async with hold:
                 await query("update pgrecall.sessions set holder = 'somebody else'")
                 await lost.wait()
@@ -78,13 +81,11 @@ async def test_a_chat_that_ends_while_it_learns_that_its_hold_is_lost_is_told_so
 async def test_a_lost_hold_is_freed_at_once(database: str) -> None:
     async with sql(database) as query, RecallScheduler(database) as scheduler:
         await query.session("s")
-        with pytest.raises(HoldLostError):
+        with pytest.raises(HoldLostError):  # noqa: PT012 (the end of the block raises it)
             async with scheduler.hold_session("s", holder="alice", lease=3):
                 late = await query.recall("s", max_defer_seconds=1)
                 await query("select from pgrecall.claim('w1', 1)")
-                await query(
-                    "update pgrecall.session_recalls set deferred_since = now() - interval '1 minute', not_before = now()"
-                )
+                await query(_PUT_OFF)
                 await query("select from pgrecall.claim('w1', 1)")
                 await asyncio.sleep(60)
         assert await query("select holder from pgrecall.sessions") == [None]
@@ -98,14 +99,12 @@ async def test_a_hold_that_was_granted_and_could_not_be_renewed_counts_from_the_
         # Handed over a while ago, to a chat that asks again only now; a recall wants the session meanwhile.
         await query("select pgrecall.hold_session('s', 'alice', '3 seconds')")
         await query("select from pgrecall.claim('w1', 1)")
-        await query(
-            "update pgrecall.session_recalls set deferred_since = now() - interval '1 minute', not_before = now()"
-        )
+        await query(_PUT_OFF)
         await query("select from pgrecall.claim('w1', 1)")
         assert await query("select wanted_by from pgrecall.sessions") == [late]
         await query("update pgrecall.sessions set held_until = pgrecall.clock() + interval '0.5 seconds'")
         hold = scheduler.hold_session("s", holder="alice", lease=3)
-        with pytest.raises(HoldLostError):
+        with pytest.raises(HoldLostError):  # noqa: PT012 (the end of the block raises it)
             async with hold:
                 begun = time.monotonic()
                 await asyncio.sleep(60)
@@ -117,7 +116,7 @@ def test_a_thread_sees_that_its_hold_is_lost_while_the_server_does_not_answer(da
         add_session(db, "s")
         scheduler = SyncRecallScheduler(proxy.dsn)
         try:
-            with pytest.raises(HoldLostError), scheduler.hold_session("s", holder="alice", lease=1) as hold:
+            with pytest.raises(HoldLostError), scheduler.hold_session("s", holder="alice", lease=1) as hold:  # noqa: PT012
                 assert not hold.lost
                 proxy.stall()
                 begun = time.monotonic()
@@ -154,10 +153,12 @@ def test_a_chat_in_line_whose_connection_ends_waits_on(database: str, kind: str)
                 let_go.wait(15)
 
         async def wait_in_task() -> None:
-            async with RecallScheduler(database) as scheduler:
-                async with scheduler.hold_session("s", holder="bob", if_held="wait"):
-                    held.append("bob")
-                    await asyncio.to_thread(let_go.wait, 15)
+            async with (
+                RecallScheduler(database) as scheduler,
+                scheduler.hold_session("s", holder="bob", if_held="wait"),
+            ):
+                held.append("bob")
+                await asyncio.to_thread(let_go.wait, 15)
 
         target = wait_in_thread if kind == "sync" else lambda: asyncio.run(wait_in_task())
         thread = threading.Thread(target=target)

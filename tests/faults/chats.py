@@ -9,6 +9,7 @@ order; every recall ended; every session free; every deferral with a reason; eve
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -141,34 +142,37 @@ class Hammer:
         choose = random.Random(self.seed)
         settings = Settings(self.directory, concurrency=20, lease=10, agent="faults.chatting:agent")
         try:
-            for _ in range(2):
-                self.workers.append(WorkerProcess(settings, self.dsn))
-            deadline = time.monotonic() + START_SECONDS
-            while not all(worker.ready for worker in self.workers) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            self._client("stable", choose, _LEASE)
-            self._client("mortal", choose, _SHORT_LEASE)
+            self._start(choose, settings)
             with psycopg.connect(self.dsn, autocommit=True, application_name="operator") as db:
                 self._hammer(db, choose, settings)
                 for client in self.clients:
                     if client.died_ns is None:
                         client.end()
                 drained = self._drain(db)
-            for worker in self.workers:
-                if worker.alive:
-                    worker.tell_to_end()
-                    worker.wait(20)
         finally:
-            for client in self.clients:
-                client.close()
-            for worker in self.workers:
-                if worker.alive:
-                    worker.kill()
+            self._end()
         verdict = account(self.dsn, self.directory, self.workers, self.clients, self.bereft)
         verdict.figures |= {"faults": dict(self.faults), "recalls asked for": dict(self.asked)}
         if not drained:
-            verdict.violations.setdefault("it did not come to an end", []).append(f"within {_DRAIN:g} s")
+            verdict.violations["it did not come to an end"] = [f"within {_DRAIN:g} s"]
         return verdict
+
+    def _start(self, choose: random.Random, settings: Settings) -> None:
+        self.workers += [WorkerProcess(settings, self.dsn) for _ in range(2)]
+        deadline = time.monotonic() + START_SECONDS
+        while not all(worker.ready for worker in self.workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._client("stable", choose, _LEASE)
+        self._client("mortal", choose, _SHORT_LEASE)
+
+    def _end(self) -> None:
+        for client in self.clients:
+            client.close()
+        living = [worker for worker in self.workers if worker.alive]
+        for worker in living:
+            worker.tell_to_end()
+        for worker in living:
+            worker.wait(20)
 
     def _client(self, kind: str, choose: random.Random, lease: float) -> None:
         name = f"{kind}{len(self.clients)}"
@@ -202,7 +206,8 @@ class Hammer:
             case "soon":
                 wish["trigger_at"] = "now() + interval '0.3 seconds'"
             case "recurring":
-                wish |= {"call_type": "'recurring'", "interval_seconds": "1", "end_at": "now() + interval '3.5 seconds'"}
+                wish |= {"call_type": "'recurring'", "interval_seconds": "1"}
+                wish["end_at"] = "now() + interval '3.5 seconds'"
             case "idle":
                 wish["idle_for_seconds"] = "1"
                 wish["max_defer_seconds"] = choose.choice(["2", "86400"])
@@ -252,8 +257,13 @@ class Hammer:
         deadline = time.monotonic() + _DRAIN
         while time.monotonic() < deadline:
             row = db.execute(
-                "select not exists (select from pgrecall.session_recalls where due_at is not null or run_id is not null) "
-                "and not exists (select from pgrecall.sessions where run_id is not null or held_until > clock_timestamp())"
+                """
+                select not exists (
+                    select from pgrecall.session_recalls where due_at is not null or run_id is not null
+                ) and not exists (
+                    select from pgrecall.sessions where run_id is not null or held_until > clock_timestamp()
+                )
+                """
             ).fetchone()
             if row is not None and row[0]:
                 return True
@@ -311,7 +321,8 @@ def account(
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     notes = _notes(directory)
-    deaths = {process.name: process.died_ns for process in (*workers, *clients) if process.died_ns is not None}
+    deaths = {worker.name: worker.died_ns for worker in workers if worker.died_ns is not None}
+    deaths |= {client.name: client.died_ns for client in clients if client.died_ns is not None}
     stays = _stays(notes, deaths)
 
     for worker in workers:
@@ -323,7 +334,7 @@ def account(
     for stay in stays:
         by_session[stay.session_id].append(stay)
     for session_stays in by_session.values():
-        for before, after in zip(session_stays, session_stays[1:], strict=False):
+        for before, after in itertools.pairwise(session_stays):
             if after.entered < before.left:
                 found["two in one session at once"].append(
                     f"{before.session_id}: {before.who} and {after.who}, {(before.left - after.entered) / 1e6:.1f} ms"
@@ -332,14 +343,16 @@ def account(
     with psycopg.connect(dsn, autocommit=True, application_name="operator") as db:
         _account_messages(db, notes, found)
         _account_recalls(db, stays, found)
-        outcomes = dict(db.execute("select outcome, count(*) from pgrecall.recall_runs group by 1").fetchall())
+        outcomes: dict[str, int] = dict(
+            db.execute("select outcome, count(*) from pgrecall.recall_runs group by 1").fetchall()
+        )
         interrupted = db.execute(
             "select count(*) from pgrecall.recall_runs where reason like 'interrupted by the chat %'"
         ).fetchone()
-        deferrals = dict(
+        deferrals: dict[str, int] = dict(
             db.execute(
-                "select regexp_replace(defer_reason, '(run|chat) .*|for .*', '\\1'), count(*) from pgrecall.recall_runs "
-                "where defer_reason is not null group by 1"
+                "select regexp_replace(defer_reason, '(run|chat) .*|for .*', '\\1'), count(*) "
+                "from pgrecall.recall_runs where defer_reason is not null group by 1"
             ).fetchall()
         )
         messages = db.execute("select count(*) from pgrecall.session_messages").fetchone()
@@ -368,52 +381,63 @@ def _account_messages(
     db: psycopg.Connection, notes: Sequence[dict[str, Any]], found: defaultdict[str, list[str]]
 ) -> None:
     """Everything that was said is in the store once, in the order in which it was said, and nothing else is."""
-    succeeded = {
-        f"run:{run_id}"
-        for (run_id,) in db.execute("select id from pgrecall.recall_runs where outcome in ('success', 'silent')")
-    }
-    killed = {(note["session"], note["who"]) for note in notes if note["kind"] == "enter"} - {
-        (note["session"], note["who"]) for note in notes if note["kind"] == "leave"
-    }
-    cut = {note["who"] for note in notes if note["kind"] in ("cut off", "lost")}
     stored: defaultdict[str, list[str]] = defaultdict(list)
     for session_id, message_id in db.execute("select session_id, id from pgrecall.session_messages order by position"):
         stored[session_id].append(message_id)
-    said: defaultdict[str, list[str]] = defaultdict(list)
-    for note in notes:
-        if note["kind"] != "says":
-            continue
-        if note["who"].startswith("run:") and note["who"] not in succeeded:
-            continue  # its outcome never counted
-        there = set(stored[note["session"]])
-        for message_id in note["ids"]:
-            if message_id in there:
-                said[note["session"]].append(message_id)
-            elif (note["session"], note["who"]) not in killed and note["who"] not in cut:
-                found["a message that is missing"].append(f"{note['session']}: {message_id} of {note['who']}")
-    injected = {
-        message_id: session_id
-        for message_id, session_id in db.execute(
+    said = _said(db, notes, stored, found)
+    injected: dict[str, str] = dict(
+        db.execute(
             "select pgrecall.occurrence_message_id(recall_id, nominal_at), session_id from pgrecall.recall_runs "
             "where attempt > 0 group by 1, 2"
-        )
-    }
+        ).fetchall()
+    )
     for session_id, ids in stored.items():
         found["a message twice"] += [f"{session_id}: {name}" for name, count in Counter(ids).items() if count > 1]
         others = [name for name in ids if name not in injected]
         if others != said[session_id]:
-            first = next(
-                (pair for pair in zip(others, said[session_id], strict=False) if pair[0] != pair[1]), "one is longer"
-            )
+            pairs = itertools.zip_longest(others, said[session_id])
+            first = next(pair for pair in pairs if pair[0] != pair[1])
             found["messages out of order, or of nobody"].append(f"{session_id}: {first}")
         places = {name: place for place, name in enumerate(ids)}
-        for name in others:
-            occurrence = name.rpartition(":")[0]
-            if occurrence in injected and places[occurrence] > places[name]:
-                found["an answer before its recall"].append(f"{session_id}: {name}")
-    for message_id, session_id in injected.items():
-        if message_id not in stored[session_id]:
-            found["a recall's message that is missing"].append(f"{session_id}: {message_id}")
+        found["an answer before its recall"] += [
+            f"{session_id}: {name}" for name in others if places.get(name.rpartition(":")[0], -1) > places[name]
+        ]
+    found["a recall's message that is missing"] += [
+        f"{session_id}: {message_id}"
+        for message_id, session_id in injected.items()
+        if message_id not in stored[session_id]
+    ]
+
+
+def _said(
+    db: psycopg.Connection,
+    notes: Sequence[dict[str, Any]],
+    stored: dict[str, list[str]],
+    found: defaultdict[str, list[str]],
+) -> defaultdict[str, list[str]]:
+    """What is to be in the store, in order: without what a run said whose outcome did not count.
+
+    Who was killed or cut off may or may not have said what it was about to say.
+    """
+    succeeded = {
+        f"run:{run_id}"
+        for (run_id,) in db.execute("select id from pgrecall.recall_runs where outcome in ('success', 'silent')")
+    }
+    ended = {note["who"] for note in notes if note["kind"] == "leave"}
+    ended -= {note["who"] for note in notes if note["kind"] in ("cut off", "lost")}
+    said: defaultdict[str, list[str]] = defaultdict(list)
+    for note in notes:
+        if note["kind"] != "says" or (note["who"].startswith("run:") and note["who"] not in succeeded):
+            continue
+        there = set(stored[note["session"]])
+        said[note["session"]] += [message_id for message_id in note["ids"] if message_id in there]
+        if note["who"] in ended:
+            found["a message that is missing"] += [
+                f"{note['session']}: {message_id} of {note['who']}"
+                for message_id in note["ids"]
+                if message_id not in there
+            ]
+    return said
 
 
 #: Each answers the cases of what must not be.
@@ -478,7 +502,7 @@ def _wakes(by_session: dict[str, list[Stay]], bereft: Sequence[Bereft]) -> tuple
     """
     freed, bequeathed = [], []
     for session_id, stays in by_session.items():
-        for before, after in zip(stays, stays[1:], strict=False):
+        for before, after in itertools.pairwise(stays):
             note = after.note
             if not after.who.startswith("run:") or note["deferrals"] == 0 or note["waits"]:
                 continue

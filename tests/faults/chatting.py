@@ -34,13 +34,14 @@ from pgrecall import (
     SyncRecallScheduler,
     current_recall,
 )
+from pgrecall.model import IfHeld
 
 SESSIONS = tuple(f"s{number}" for number in range(20))
 
 #: How many chats of each kind a client has.
 TASKS, THREADS, PLAIN = 6, 1, 1
 
-_MODES = ("refuse", "wait", "interrupt")
+_MODES: tuple[IfHeld, ...] = ("refuse", "wait", "interrupt")
 
 
 class Notes:
@@ -134,7 +135,7 @@ class Client:
         for thread in threads:
             await asyncio.to_thread(thread.join)
 
-    def _wish(self, choose: random.Random) -> tuple[str, str, str, int]:
+    def _wish(self, choose: random.Random) -> tuple[str, str, IfHeld, int]:
         """A session, a holder, what to do if it is held, and how much there is to say."""
         who = f"chat:{self._name}:{next(self._numbers)}"
         much = choose.choice([1, 1, 2, 2, 3, 20])
@@ -168,7 +169,7 @@ class Client:
                 async with scheduler.hold_session(
                     session_id, holder=who, lease=self._lease, if_held=mode, wait=choose.choice([1, 3])
                 ):
-                    self._note("enter", who, session_id, mode=mode)
+                    self._note("enter", who, session_id)
                     try:
                         for _ in range(much):
                             for role in ("user", "assistant"):
@@ -176,7 +177,7 @@ class Client:
                                 await asyncio.sleep(choose.uniform(0, 0.05))
                     finally:
                         self._note("leave", who, session_id)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (noted, and judged)
                 self._failed(who, session_id, error)
             await asyncio.sleep(choose.uniform(0, 0.5))
 
@@ -202,7 +203,7 @@ class Client:
                     with scheduler.hold_session(
                         session_id, holder=who, lease=self._lease, if_held=mode, wait=choose.choice([1, 3])
                     ) as hold:
-                        self._note("enter", who, session_id, mode=mode)
+                        self._note("enter", who, session_id)
                         try:
                             with psycopg.connect(self._dsn, autocommit=True) as db:
                                 for _ in range(much):
@@ -212,7 +213,7 @@ class Client:
                                     time.sleep(choose.uniform(0, 0.05))
                         finally:
                             self._note("leave", who, session_id)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 (noted, and judged)
                     self._failed(who, session_id, error)
                 time.sleep(choose.uniform(0, 0.5))
 
@@ -224,53 +225,55 @@ class Client:
             session_id, who, mode, much = self._wish(choose)
             try:
                 with psycopg.connect(self._dsn, autocommit=True) as db:
-                    self._chat(db, choose, session_id, who, mode, much)
+                    if self._hold(db, session_id, who, mode):
+                        self._chat(db, choose, session_id, who, much)
             except psycopg.Error as error:
                 self._failed(who, session_id, error)
                 with suppress(psycopg.Error), psycopg.connect(self._dsn, autocommit=True) as db:
                     db.execute("select pgrecall.free_session(%s, %s)", [session_id, who])
             time.sleep(choose.uniform(0, 0.5))
 
-    def _chat(
-        self, db: psycopg.Connection, choose: random.Random, session_id: str, who: str, mode: str, much: int
-    ) -> None:
+    def _hold(self, db: psycopg.Connection, session_id: str, who: str, mode: str) -> bool:
         give_up_at = time.monotonic() + 3
         while True:
-            asked_at = time.monotonic()
             try:
                 row = db.execute(
-                    "select held, until - now_at from pgrecall.hold_session(%s, %s, %s * interval '1 second', %s)",
+                    "select held from pgrecall.hold_session(%s, %s, %s * interval '1 second', %s)",
                     [session_id, who, self._lease, mode],
                 ).fetchone()
             except psycopg.Error as error:
                 if error.sqlstate != "PR006":
                     raise
                 self._note("refused", who, session_id, error=str(error))
-                return
+                return False
             assert row is not None
             if row[0]:
-                break
+                return True
             if time.monotonic() > give_up_at:
                 db.execute("select pgrecall.free_session(%s, %s)", [session_id, who])
                 self._note("refused", who, session_id, error="gave up")
-                return
+                return False
             time.sleep(0.1)
-        good_until = asked_at + row[1].total_seconds() * 0.9
-        self._note("enter", who, session_id, mode=mode)
+
+    def _chat(self, db: psycopg.Connection, choose: random.Random, session_id: str, who: str, much: int) -> None:
+        entered = False
         try:
             for _ in range(much):
                 asked_at = time.monotonic()
                 renewed = db.execute(
                     "select pgrecall.renew_hold(%s, %s, %s * interval '1 second')", [session_id, who, self._lease]
                 ).fetchone()
-                if renewed is None or not renewed[0] or time.monotonic() > good_until:
+                if renewed is None or not renewed[0] or time.monotonic() > asked_at + self._lease * 0.9:
                     self._note("lost", who, session_id, error="not renewed")
                     break
-                good_until = asked_at + self._lease * 0.9
+                if not entered:
+                    entered = True
+                    self._note("enter", who, session_id)
                 self._say(db, session_id, self._words(who, session_id, "user"))
                 time.sleep(choose.uniform(0, 0.05))
         finally:
-            self._note("leave", who, session_id)
+            if entered:
+                self._note("leave", who, session_id)
         db.execute("select pgrecall.free_session(%s, %s)", [session_id, who])
 
     @staticmethod

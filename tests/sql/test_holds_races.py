@@ -1,4 +1,4 @@
-"""Chats and runs that want one session at once, each on a connection of its own: who gets it, who waits, who is woken."""
+"""Chats and runs that want one session at once, on connections of their own: who gets it, who waits, who is woken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from functools import partial
 
 import psycopg
 import pytest
@@ -32,7 +32,6 @@ from sqltools import (
     ledger,
     outcomes,
     recall,
-    refused,
     session,
     set_clock,
     value,
@@ -77,7 +76,7 @@ def free(db: psycopg.Connection, holder: str | None) -> bool:
 def due_ids(db: psycopg.Connection) -> list[str]:
     """Return the recalls that are due by the database's clock, which are those that sleepers wake up for."""
     rows = db.execute("select id from pgrecall.session_recalls where due_at <= pgrecall.clock() order by due_at")
-    return [str(id) for (id,) in rows.fetchall()]
+    return [str(recall_id) for (recall_id,) in rows.fetchall()]
 
 
 def test_a_claim_passes_over_a_hold_that_is_not_committed_and_defers_afterwards(
@@ -466,12 +465,11 @@ class Crowd:
         choose = random.Random(seed)
         worker = f"w{seed}"
         runs: list[Row] = []
+        often = [self.hold, self.free, self.schedule] * 2
+        seldom = [self.renew, self.cancel, self.touch, self.say, self.delete, self.change]
         with psycopg.connect(self.database, autocommit=True) as db:
             while time.monotonic() < self.ends:
-                action = choose.choice(
-                    [self.hold, self.hold, self.renew, self.free, self.free, self.schedule, self.schedule]
-                    + [self.cancel, self.touch, self.say, self.delete, self.change]
-                )
+                action = choose.choice(often + seldom)
                 kind = choose.choice([action.__name__, "claim", "finish"])
                 try:
                     if kind == "claim":
@@ -563,7 +561,7 @@ def test_a_crowd_that_does_anything_at_once_meets_no_deadlock_and_leaves_no_sess
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")
     crowd = Crowd(database, seconds=5)
-    for member in [Doing(lambda number=number: crowd.member(seed + number)) for number in range(8)]:
+    for member in [Doing(partial(crowd.member, seed + number)) for number in range(8)]:
         member.result()
     assert crowd.errors == Counter()
     assert min(crowd.done[kind] for kind in ("hold", "renew", "free", "claim", "finish")) > 20, crowd.done
@@ -572,15 +570,17 @@ def test_a_crowd_that_does_anything_at_once_meets_no_deadlock_and_leaves_no_sess
         # What the last ones left is over after their leases, with one worker that goes on.
         for run in claim(db, "last").runs:
             finish(db, run)
-        return value(
-            db,
-            """select not exists (
+        return bool(
+            value(
+                db,
+                """select not exists (
                 select from pgrecall.sessions
                 where run_id is not null or held_until > pgrecall.clock() or line_until > pgrecall.clock()
             ) and not exists (
                 select from pgrecall.session_recalls
                 where run_id is not null or (call_type = 'once' and status in ('pending', 'running'))
             )""",
+            )
         )
 
     wait_until(is_quiet, "everything to come to an end")
