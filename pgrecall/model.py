@@ -96,6 +96,7 @@ class ClaimRow:
     now_at: datetime
     next_due_at: datetime | None
     settled: bool
+    next_delivery_at: datetime | None
     run_id: int | None
     recall_id: str | None
     session_id: str

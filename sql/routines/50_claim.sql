@@ -585,6 +585,7 @@ returns table (
     now_at timestamptz,
     next_due_at timestamptz,
     settled boolean,
+    next_delivery_at timestamptz,
     run_id bigint,
     recall_id text,
     session_id text,
@@ -785,6 +786,7 @@ begin
         pgrecall.clock(),
         v_next,
         v_settled,
+        (select min(pending.next_at) from pgrecall.deliveries as pending where pending.next_at is not null),
         (one).run_id,
         (one).id,
         (one).session_id,
@@ -817,7 +819,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text
