@@ -109,6 +109,7 @@ class ClaimRow:
     deferrals: int
     timeout_seconds: int | None
     default_timeout_seconds: int
+    silent_token: str | None
     additional_context_message: str
     internal_comment: str | None
     metadata: dict[str, Any]

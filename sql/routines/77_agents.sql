@@ -328,7 +328,8 @@ begin
             v_gap, v_settings.agent_min_interval_seconds
             using errcode = 'PR007', hint = 'Ask for fewer times.';
     elsif v_at < v_now + v_least then
-        raise exception '% is %: it is % now, and a recall must be at least % s from now',
+        raise exception '%: % is %: it is % now, and a recall must be at least % s from now',
+            case when in_seconds is null then 'trigger_at' else 'in_seconds' end,
             pgrecall.time_text(v_at, v_zone),
             case when v_at < v_now then 'in the past' else 'too soon' end,
             pgrecall.time_text(v_now, v_zone),

@@ -300,7 +300,7 @@ declare
     v_added integer;
 begin
     if orphans is null or orphans not in ('refuse', 'delete') then
-        raise exception 'orphans is %, but must be refuse or delete', quote_nullable(orphans)
+        raise exception 'orphans is %, but must be refuse or delete', quote_nullable(left(orphans, 100))
             using errcode = 'PR005', hint = 'It says what becomes of sessions that the table does not have.';
     end if;
     perform pgrecall._check_host_table(use_sessions_table.host_table, 'select');

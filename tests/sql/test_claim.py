@@ -136,6 +136,7 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
         "time_zone": "UTC",
         "chain_depth": 0,
         "default_timeout_seconds": 600,
+        "silent_token": "[SILENT]",
         "defer_reason": None,
     }
 
