@@ -611,6 +611,13 @@ when (
 execute function pgrecall._after_settings_update();
 comment on trigger settings_update on pgrecall.settings is 'Makes every worker look when a pause or a limit changes.';
 
+create trigger session_limit_update
+after update of max_runs_per_day on pgrecall.sessions
+for each row
+when (old.max_runs_per_day is distinct from new.max_runs_per_day)
+execute function pgrecall._after_session_limit_update();
+comment on trigger session_limit_update on pgrecall.sessions is 'Makes recalls due that waited for the old limit.';
+
 create trigger settings_stay
 before delete or truncate on pgrecall.settings
 for each statement
