@@ -1,5 +1,6 @@
 """An agent behind a URL; any language can do the same.
 
+pip install 'pgrecall[http]' standardwebhooks
 export PGRECALL_WEBHOOK_SECRET=$(python -c "from pgrecall.webhooks import new_secret; print(new_secret())")
 uvicorn --app-dir examples --port 8600 http_agent:app &
 pgrecall worker --agent http://127.0.0.1:8600/

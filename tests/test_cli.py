@@ -154,7 +154,19 @@ def test_help_names_every_verb_and_exit_code() -> None:
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
     verbs = ["demo", "migrate", "worker", "schedule", "list", "show", "cancel", "skip", "reschedule", "doctor"]
-    verbs += ["use-sessions-table", "use-own-sessions", "adopt"]
+    verbs += [
+        "pause",
+        "resume",
+        "holds",
+        "free",
+        "settings",
+        "deliveries",
+        "mcp",
+        "token",
+        "use-sessions-table",
+        "use-own-sessions",
+        "adopt",
+    ]
     assert [verb for verb in verbs if f"\n  {verb} " not in result.stdout] == []
     assert [code for code in range(7) if f"\n    {code}  " not in result.stdout] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert "hint: Run: pip install 'pgrecall[it]'" in failure("needs:agent")
+
+
+def test_a_framework_that_the_agents_own_module_misses_is_named_by_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "framed.py").write_text("from pydantic_ai import Agent\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "pydantic_ai", None)
+    assert "pip install 'pgrecall[pydantic-ai]'" in failure("framed:agent")
+
+
+@pytest.mark.parametrize("url", ["", "example.com/callbacks", "https://a b", "https://\udc80"])
+def test_a_callback_url_that_is_none_is_refused(url: str) -> None:
+    told = ["worker", "--agent", "exec:cat", f"--callback-url={url}", "--dsn", "host=127.0.0.1 port=1"]
+    result = CliRunner().invoke(cli, told)
+    assert result.exit_code == 2, result.output
+    assert "is not a URL" in result.stderr
 
 
 def test_a_command_is_an_agent() -> None:

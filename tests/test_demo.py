@@ -19,6 +19,7 @@ import pytest
 
 import pgrecall
 from pgrecall import SettingsError, demo
+from pgrecall.demo.agent import answer
 
 DEADLINE = 60.0  # seconds; the demo itself gives up earlier, also on a slow machine
 SOURCES = str(Path(next(iter(pgrecall.__path__))).parent)
@@ -110,6 +111,15 @@ def place() -> Iterator[Place]:
             if process.poll() is None:
                 process.terminate()
                 process.communicate(timeout=DEADLINE)
+
+
+def test_the_demo_agent_answers_to_the_message_and_not_to_what_stands_below_it() -> None:
+    told = "[Scheduled recall] Ask: has it finished?\n\nThis message comes from a schedule.\nAttempt: 1 of 3"
+    history = [
+        {"role": "user", "content": "I am Ada. Come back to me about the nightly backup."},
+        {"role": "system", "content": told},
+    ]
+    assert answer(history) == "Ada, about the nightly backup: has it finished?"
 
 
 def test_every_recall_fires_although_a_worker_is_killed(place: Place) -> None:

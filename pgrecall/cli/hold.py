@@ -41,8 +41,8 @@ def free(target: Target, *, session: str) -> None:
     The chat is told that it has lost it when it renews. Exit code 1 if a run has the session, 0 if nobody has it.
     """
     with target.open() as (scheduler, connection):
-        session_must_exist(connection, session)
         before = scheduler.get_holds(session, connection=connection)
+        session_must_exist(connection, session)
         is_changed = scheduler.free_session(session, connection=connection)
         left = [] if is_changed else scheduler.get_holds(session, connection=connection)
     if left and left[0].kind == "run":

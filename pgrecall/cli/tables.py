@@ -22,6 +22,7 @@ from pgrecall.model import AdoptedRecall, Delivery, HeldSession, Recall, RecallR
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
 CHECK_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_LATE = timedelta(seconds=5)  # a worker starts a due recall within milliseconds
 _BAD_OUTCOMES = ("error", "timeout", "lost")
 
 
@@ -195,8 +196,11 @@ def waits_for(recall: Recall, holds: list[HeldSession], settings: Settings, now:
     if recall.trigger_at > now:
         return said
     said += [f"the session is held by {holder_of(hold)} since {local(hold.since)}" for hold in holds]
-    if not holds and recall.defer_reason is not None:
+    # The reason stays when what stood in the way has gone; then nothing puts the recall off any more.
+    if not holds and recall.defer_reason is not None and recall.not_before is not None and recall.not_before > now:
         said.append(recall.defer_reason)
+    if not said and recall.due_at is not None and recall.due_at < now - _LATE:
+        said.append("nothing stands in its way: pgrecall doctor looks at the workers")
     return said
 
 
@@ -294,7 +298,7 @@ def _distance(recall: Recall, now: datetime) -> Text:
     if recall.due_at is not None:
         left = recall.due_at - now
         if left > timedelta():
-            why = "deferred, " if recall.defer_reason is not None else ""
+            why = "deferred, " if recall.defer_reason is not None and recall.not_before is not None else ""
             return Text(f"{why}in {span(left + timedelta(milliseconds=999))}")
         return Text("now" if left > timedelta(seconds=-1) else f"{span(-left)} late", style="bold red")
     return Text(f"{span(now - recall.trigger_at)} ago" if recall.trigger_at < now else "", style="dim")

@@ -39,7 +39,7 @@ def sessions(connection: Connection) -> Check:
             select deferred.defer_reason, count(*) as number, row_number() over (order by count(*) desc) as place
             from pgrecall.session_recalls as deferred
             where deferred.defer_reason is not null
-                and deferred.due_at is not null
+                and deferred.due_at > pgrecall.clock()
             group by deferred.defer_reason
         ) as waiting
         """,

@@ -189,7 +189,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if new.max_runs_per_day is distinct from old.max_runs_per_day then
-        perform pgrecall._weigh_limit_again(null);
+        perform pgrecall._weigh_again(null);
     end if;
     -- While all is paused the workers do not wait for what is due (see claim): they must hear of the end.
     perform pg_notify('pgrecall', 'due 0');
@@ -197,7 +197,7 @@ begin
 end;
 $$;
 comment on function pgrecall._after_settings_update() is
-    'Makes every worker look now, also at recalls that waited for a limit that has changed. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+    'Makes every worker look now, also at the recalls that a changed limit of runs a day has put off. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
 
 create or replace function pgrecall._after_session_limit_update()
 returns trigger
@@ -207,36 +207,12 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgrecall._weigh_limit_again(new.id);
+    perform pgrecall._weigh_again(new.id);
     return null;
 end;
 $$;
 comment on function pgrecall._after_session_limit_update() is
-    'Makes recalls due that waited for a session''s limit of runs. Called by the trigger session_limit_update.';
-
-create or replace function pgrecall._weigh_limit_again(session_id text)
-returns void
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update pgrecall.session_recalls
-    set not_before = case when status = 'running' then trigger_at end
-    where session_recalls.id in (
-        select deferred.id
-        from pgrecall.session_recalls as deferred
-        where deferred.defer_reason = 'session has had its runs of a day'
-            and deferred.not_before > pgrecall.clock()
-            and deferred.due_at is not null
-            and deferred.session_id = coalesce(_weigh_limit_again.session_id, deferred.session_id)
-        -- What somebody changes right now is tried again at its time.
-        for no key update skip locked
-    );
-end;
-$$;
-comment on function pgrecall._weigh_limit_again(text) is
-    'Makes recalls due that were put off because of a limit of runs a day, in one session or (null) in all, so that the next look weighs them by the new one. Called by _after_settings_update and _after_session_limit_update. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
+    'Has the recalls looked at again that the session''s limit of runs a day has put off. Called by the trigger session_limit_update. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall._before_settings_removal()
 returns trigger

@@ -616,7 +616,8 @@ after update of max_runs_per_day on pgrecall.sessions
 for each row
 when (old.max_runs_per_day is distinct from new.max_runs_per_day)
 execute function pgrecall._after_session_limit_update();
-comment on trigger session_limit_update on pgrecall.sessions is 'Makes recalls due that waited for the old limit.';
+comment on trigger session_limit_update on pgrecall.sessions is
+    'Makes the workers look again at what the session''s limit has put off.';
 
 create trigger settings_stay
 before delete or truncate on pgrecall.settings

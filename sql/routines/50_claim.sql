@@ -354,6 +354,44 @@ $$;
 comment on function pgrecall._full_until(text, integer) is
     'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
 
+create or replace function pgrecall._full_reason()
+returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select 'session has had its runs of a day';
+$$;
+comment on function pgrecall._full_reason() is
+    'The defer_reason of a recall whose session has reached its limit. Called by _take and _weigh_again.';
+
+create or replace function pgrecall._weigh_again(session_id text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A recall that somebody is changing right now is left alone: waiting for it could deadlock.
+    update pgrecall.session_recalls as recall
+    set not_before = case when recall.status = 'running' then recall.trigger_at end
+    where recall.id in (
+        select full_up.id
+        from pgrecall.session_recalls as full_up
+        join pgrecall.sessions as session on session.id = full_up.session_id
+        where (full_up.session_id = _weigh_again.session_id
+            or _weigh_again.session_id is null and session.max_runs_per_day is null)
+            and full_up.due_at > pgrecall.clock()
+            and full_up.not_before > pgrecall.clock()
+            and full_up.defer_reason = pgrecall._full_reason()
+        for no key update of full_up skip locked
+    );
+end;
+$$;
+comment on function pgrecall._weigh_again(text) is
+    'Makes recalls due that the limit of runs a day has put off, those of a session or (null) of all sessions without a limit of their own: the next claim weighs them by the limit of then. Called by the triggers settings_update and session_limit_update. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
+
 create or replace function pgrecall._take(
     worker_id text,
     up_to integer,
@@ -504,7 +542,7 @@ begin
                 when 'chat' then 'session held by the chat ' || ranked.holder
                 when 'line' then 'a chat waits for the session'
                 when 'quiet' then format('session not quiet for %s s', recall.idle_for_seconds)
-                when 'full' then 'session has had its runs of a day'
+                when 'full' then pgrecall._full_reason()
                 else 'session held by run ' || mate.run_id
             end
         from ranked

@@ -567,12 +567,17 @@ def test_a_connection_string_is_usable_or_refused(dsn: str) -> None:
 
 #: Arguments that make sense, by verb; the options are found in the program.
 VERBS: dict[str, list[str]] = {
-    "adopt": ["pg_class"],
+    "adopt": ["pgrecall.session_messages"],  # it has no column status
     "cancel": ["waits"],
     "deliveries": [],
+    "free": ["idle"],
+    "holds": [],
     "list": [],
+    "pause": ["waits"],
     "reschedule": ["waits", "--in", "1h"],
+    "resume": ["waits"],
     "schedule": ["idle", "Go on."],
+    "settings": ["timeout_seconds=600"],
     "show": ["waits"],
     "skip": ["waits"],
     "token": ["idle"],

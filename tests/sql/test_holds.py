@@ -508,6 +508,26 @@ def test_new_terms_of_waiting_count_at_once(db: psycopg.Connection, change: str)
     assert claim(db).recall_ids == [name]
 
 
+def test_a_raised_limit_of_all_leaves_what_a_limit_of_its_own_put_off(db: psycopg.Connection) -> None:
+    db.execute("update pgrecall.sessions set max_runs_per_day = 1 where id = 's1'")
+    add(db, "s1", NOW)
+    finish(db, claim_one(db))
+    name = add(db, "s1", NOW)
+    put_off(db)
+    db.execute("update pgrecall.settings set max_runs_per_day = 5")
+    assert recall(db, name)["due_at"] == NOW + 24 * HOUR
+    db.execute("update pgrecall.sessions set max_runs_per_day = 1 where id = 's1'")
+    assert recall(db, name)["due_at"] == NOW + 24 * HOUR
+
+
+def test_a_changed_limit_makes_only_that_due_what_a_limit_put_off(db: psycopg.Connection) -> None:
+    hold(db)
+    name = add(db, "s1", NOW)
+    until = put_off(db)["defer_reason"], recall(db, name)["due_at"]
+    db.execute("update pgrecall.settings set max_runs_per_day = 5")
+    assert (recall(db, name)["defer_reason"], recall(db, name)["due_at"]) == until
+
+
 def test_a_recurring_recall_pauses_after_its_failures_in_a_row(db: psycopg.Connection) -> None:
     name = add_recurring(db, "s1", pause_after_failures=2)
     for minute, outcome in enumerate(["error", "success", "error", "error"]):
