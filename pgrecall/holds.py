@@ -180,8 +180,8 @@ class Line:
     async def _listen(self) -> None:
         failing = Backoff(0.1, 3)
         this = asyncio.current_task()
-        # A cancellation can get lost on the way: asyncio.wait_for of Python 3.11 forgets it if what it waits for comes at
-        # the same time, and an error of the connection may come in its place. So we look whether we are still wanted.
+        # A cancellation can get lost on the way: asyncio.wait_for of Python 3.11 forgets it if what it waits for comes
+        # at the same time, and an error of the connection may come in its place. So we look whether we are wanted.
         while self._task is this:
             try:
                 async with await connect_async(self._dsn) as connection:
@@ -294,11 +294,13 @@ class Hold(_Terms):
         try:
             async with asyncio.timeout(self._wait) as limit, self._line.place() as place:
                 # Not only until it is cancelled, which can get lost, see Line._listen.
-                while not hold.held and not limit.expired():
+                while not limit.expired():
                     assert hold.waiter_id is not None  # noqa: S101 (who is not refused has a place)
                     await place.turn(hold.waiter_id, self._pause(hold))
                     asked_at = time.monotonic()
                     hold = (await self._database.run(self._ask()))[0]
+                    if hold.held:
+                        break
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -18,6 +18,7 @@ from sqltools import add_session, session, value, wait_until
 from workertools import sql, until
 
 from pgrecall import HoldLostError, RecallScheduler, SessionHeldError, SyncRecallScheduler, holds
+from pgrecall import database as database_module
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +83,7 @@ async def test_a_chat_that_ends_while_it_learns_that_its_hold_is_lost_is_told_so
 async def test_a_chat_that_ends_while_its_renewal_gets_a_connection_ends(database: str) -> None:
     async with sql(database) as query, RecallScheduler(database, pool_size=1) as scheduler:
         await query.session("s")
-        async with asyncio.timeout(10), scheduler.hold_session("s", holder="alice", lease=0.6):
+        async with asyncio.timeout(10), scheduler.hold_session("s", holder="alice", lease=0.6):  # noqa: SIM117
             async with scheduler.database._borrowed():
                 await asyncio.sleep(0.3)
             # The renewal, which waited for this connection, has it now and does not hear that it is cancelled: so it is
@@ -93,7 +94,7 @@ async def test_a_chat_that_ends_while_its_renewal_gets_a_connection_ends(databas
 async def test_a_chat_in_line_that_is_served_by_a_deaf_listener_goes_on(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = holds.connect_async
+    connect = database_module.connect_async
 
     async def connect_uncancelled(dsn: str) -> Any:
         try:
