@@ -540,7 +540,7 @@ begin
     told as materialized (
         select
             claimed.recall,
-            row_number() over (order by (claimed.recall).id) as place,
+            row_number() over (order by (claimed.recall).nominal_at, (claimed.recall).id) as place,
             pgrecall._model_text(claimed.recall, (due.session).time_zone, _take.at_time, (_take.settings).message_template)
                 as model_text
         from claimed
@@ -621,6 +621,7 @@ declare
     v_next timestamptz;
     v_next_lease timestamptz;
     v_armed bigint;
+    v_recall pgrecall.session_recalls;
 begin
     if claim.up_to is null or claim.up_to < 0 then
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
@@ -777,40 +778,40 @@ begin
     where workers.id = claim.worker_id
         and workers.seen_at < v_now - interval '30 seconds';
 
-    return query
-    select
-        pgrecall.clock(),
-        v_next,
-        v_settled,
-        (one).run_id,
-        (one).id,
-        (one).session_id,
-        owner.user_id,
-        (one).call_type,
-        (one).nominal_at,
-        case
-            when (one).call_type = 'recurring'
-                then pgrecall._next_occurrence(one, greatest((one).nominal_at, v_now))
-        end,
-        (one).attempt,
-        (one).max_attempts,
-        (one).deferrals,
-        (one).timeout_seconds,
-        v_settings.timeout_seconds,
-        (one).additional_context_message,
-        (one).internal_comment,
-        (one).metadata,
-        v_texts[numbered.place::integer],
-        coalesce((one).time_zone, owner.time_zone, 'UTC'),
-        (one).chain_depth,
-        case when (one).run_id is null then (one).defer_reason end
-    from (select 1) as always
-    left join (
-        select one, row_number() over () as place
-        from unnest(v_claimed || v_deferred) as one
-    ) as numbered on true
-    left join pgrecall.sessions as owner on owner.id = (one).session_id
-    order by (one).run_id is null, (one).nominal_at, (one).id;
+    -- Row by row: a query over the whole array would be planned anew by every call, which costs more than it does.
+    v_claimed := v_claimed || v_deferred;
+    for v_place in 1..greatest(cardinality(v_claimed), 1) loop
+        v_recall := v_claimed[v_place];
+        return query
+        select
+            pgrecall.clock(),
+            v_next,
+            v_settled,
+            v_recall.run_id,
+            v_recall.id,
+            v_recall.session_id,
+            owner.user_id,
+            v_recall.call_type,
+            v_recall.nominal_at,
+            case
+                when v_recall.call_type = 'recurring'
+                    then pgrecall._next_occurrence(v_recall, greatest(v_recall.nominal_at, v_now))
+            end,
+            v_recall.attempt,
+            v_recall.max_attempts,
+            v_recall.deferrals,
+            v_recall.timeout_seconds,
+            v_settings.timeout_seconds,
+            v_recall.additional_context_message,
+            v_recall.internal_comment,
+            v_recall.metadata,
+            v_texts[v_place],
+            coalesce(v_recall.time_zone, owner.time_zone, 'UTC'),
+            v_recall.chain_depth,
+            case when v_recall.run_id is null then v_recall.defer_reason end
+        from (select 1) as always
+        left join pgrecall.sessions as owner on owner.id = v_recall.session_id;
+    end loop;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
