@@ -354,13 +354,14 @@ $$;
 comment on function pgrecall._full_until(text, integer) is
     'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
 
-create or replace function pgrecall._take(
+create or replace function pgrecall._assign(
     worker_id text,
-    up_to integer,
     at_time timestamptz,
     inject boolean,
     settings pgrecall.settings,
-    out looked integer,
+    recalls pgrecall.session_recalls[],
+    sessions pgrecall.sessions[],
+    suspects boolean[],
     out taken pgrecall.session_recalls[],
     out texts text[],
     out put_off pgrecall.session_recalls[]
@@ -368,39 +369,25 @@ create or replace function pgrecall._take(
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
+-- Planning it costs more than doing it, and it is a few rows by their keys whatever the arguments are.
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
     with due as materialized (
-        select recall, session
-        from pgrecall.session_recalls as recall
-        join pgrecall.sessions as session on session.id = recall.session_id
-        where recall.due_at <= _take.at_time
-            -- Suspects keep apart, so that none of them is failed by another one.
-            and not (
-                recall.attempt > 0
-                and pgrecall._is_suspect(recall)
-                and exists (
-                    select
-                    from pgrecall.session_recalls as held
-                    where held.run_id is not null
-                        and held.worker_id = _take.worker_id
-                        and pgrecall._is_suspect(held)
-                )
-            )
-        order by recall.due_at
-        limit _take.up_to
-        for no key update of recall, session skip locked
+        select
+            _assign.recalls[locked.place] as recall,
+            _assign.sessions[locked.place] as session,
+            locked.is_suspect
+        from unnest(_assign.suspects) with ordinality as locked (is_suspect, place)
     ),
     -- What stands in the way, and until when. A run and a chat have the session; a chat in line comes before any run;
     -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough passes over the
     -- line and the wish, but never over a hold.
-    weighed as materialized (
+    ranked as materialized (
         select
             (due.recall).id,
             (due.recall).session_id,
-            (due.recall).due_at,
-            (due.recall).attempt > 0 and pgrecall._is_suspect(due.recall) as is_suspect,
             patience.is_over,
             (due.session).run_id,
             (due.session).holder,
@@ -410,19 +397,22 @@ begin
             full_session.until as full_until,
             case
                 when (due.session).run_id is not null
-                    and coalesce((due.session).held_until, 'infinity') > _take.at_time then 'run'
-                when (due.session).run_id is null and (due.session).held_until > _take.at_time then 'chat'
-                when (due.session).line_until > _take.at_time and not patience.is_over then 'line'
-                when quiet.from_at > _take.at_time and not patience.is_over then 'quiet'
-                when full_session.until > _take.at_time then 'full'
+                    and coalesce((due.session).held_until, 'infinity') > _assign.at_time then 'run'
+                when (due.session).run_id is null and (due.session).held_until > _assign.at_time then 'chat'
+                when (due.session).line_until > _assign.at_time and not patience.is_over then 'line'
+                when quiet.from_at > _assign.at_time and not patience.is_over then 'quiet'
+                when full_session.until > _assign.at_time then 'full'
             end as obstacle,
             row_number() over (
                 partition by (due.recall).session_id order by (due.recall).due_at, (due.recall).id
-            ) as place
+            ) as place,
+            due.is_suspect
+                and row_number() over (partition by due.is_suspect order by (due.recall).due_at, (due.recall).id) > 1
+                as keeps_apart
         from due
         cross join lateral (
             select coalesce(
-                (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _take.at_time,
+                (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _assign.at_time,
                 false
             ) as is_over
         ) as patience
@@ -431,21 +421,13 @@ begin
         ) as quiet
         cross join lateral (
             select case
-                when coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day) is not null
+                when coalesce((due.session).max_runs_per_day, (_assign.settings).max_runs_per_day) is not null
                     then pgrecall._full_until(
                         (due.recall).session_id,
-                        coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day)
+                        coalesce((due.session).max_runs_per_day, (_assign.settings).max_runs_per_day)
                     )
             end as until
         ) as full_session
-    ),
-    ranked as materialized (
-        select
-            weighed.*,
-            weighed.is_suspect
-                and row_number() over (partition by weighed.is_suspect order by weighed.due_at, weighed.id) > 1
-                as keeps_apart
-        from weighed
     ),
     chosen as materialized (
         select
@@ -461,8 +443,8 @@ begin
         update pgrecall.session_recalls as recall
         set status = 'running',
             run_id = chosen.run_id,
-            worker_id = _take.worker_id,
-            claimed_at = _take.at_time,
+            worker_id = _assign.worker_id,
+            claimed_at = _assign.at_time,
             nominal_at = recall.trigger_at,
             attempt = recall.attempt + 1,
             not_before = null,
@@ -480,7 +462,7 @@ begin
                     when 'quiet' then ranked.quiet_from
                     when 'full' then ranked.full_until
                     else least(
-                        _take.at_time + interval '60 seconds',
+                        _assign.at_time + interval '60 seconds',
                         case ranked.obstacle
                             when 'run' then ranked.held_until
                             when 'chat' then ranked.held_until
@@ -490,12 +472,12 @@ begin
                 end,
                 case
                     when not ranked.is_over
-                        then coalesce(recall.deferred_since, _take.at_time)
+                        then coalesce(recall.deferred_since, _assign.at_time)
                             + make_interval(secs => recall.max_defer_seconds)
                 end
             ),
             deferrals = least(recall.deferrals + 1, 1000000000),
-            deferred_since = coalesce(recall.deferred_since, _take.at_time),
+            deferred_since = coalesce(recall.deferred_since, _assign.at_time),
             defer_reason = case ranked.obstacle
                 when 'run' then 'session held by run ' || ranked.run_id
                 when 'chat' then 'session held by the chat ' || ranked.holder
@@ -513,8 +495,8 @@ begin
     taken as (
         update pgrecall.sessions as session
         set run_id = coalesce(chosen.run_id, session.run_id),
-            holder = case when chosen.run_id is null then session.holder else _take.worker_id end,
-            held_since = case when chosen.run_id is null then session.held_since else _take.at_time end,
+            holder = case when chosen.run_id is null then session.holder else _assign.worker_id end,
+            held_since = case when chosen.run_id is null then session.held_since else _assign.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
             interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
             wanted_by = case when chosen.run_id is null then coalesce(session.wanted_by, deferred.wanted_by) end,
@@ -540,8 +522,7 @@ begin
     told as materialized (
         select
             claimed.recall,
-            row_number() over (order by (claimed.recall).nominal_at, (claimed.recall).id) as place,
-            pgrecall._model_text(claimed.recall, (due.session).time_zone, _take.at_time, (_take.settings).message_template)
+            pgrecall._model_text(claimed.recall, (due.session).time_zone, _assign.at_time, (_assign.settings).message_template)
                 as model_text
         from claimed
         join due on (due.recall).id = (claimed.recall).id
@@ -556,21 +537,92 @@ begin
             told.model_text,
             jsonb_build_object('recall_id', (told.recall).id, 'run_id', (told.recall).run_id)
         from told
-        where _take.inject
+        where _assign.inject
         -- A further attempt finds it there, and the model is told the attempt and the time of this one.
         on conflict on constraint message_id_is_unique_in_its_session do update
         set model_text = excluded.model_text
     )
     select
-        (select count(*) from due)::integer,
-        coalesce((select array_agg(told.recall order by told.place) from told), array[]::pgrecall.session_recalls[]),
-        coalesce((select array_agg(told.model_text order by told.place) from told), array[]::text[]),
+        coalesce(fired.recalls, array[]::pgrecall.session_recalls[]),
+        coalesce(fired.texts, array[]::text[]),
         coalesce((select array_agg(deferred.recall) from deferred), array[]::pgrecall.session_recalls[])
-    into looked, taken, texts, put_off;
+    into taken, texts, put_off
+    from (
+        select
+            array_agg(told.recall order by (told.recall).nominal_at, (told.recall).id) as recalls,
+            array_agg(told.model_text order by (told.recall).nominal_at, (told.recall).id) as texts
+        from told
+    ) as fired;
+end;
+$$;
+comment on function pgrecall._assign(text, timestamptz, boolean, pgrecall.settings, pgrecall.session_recalls[], pgrecall.sessions[], boolean[]) is
+    'Gives due recalls and their sessions to a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by _take, which has locked them.';
+
+create or replace function pgrecall._take(
+    worker_id text,
+    up_to integer,
+    at_time timestamptz,
+    inject boolean,
+    settings pgrecall.settings,
+    out looked integer,
+    out taken pgrecall.session_recalls[],
+    out texts text[],
+    out put_off pgrecall.session_recalls[]
+)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_recalls pgrecall.session_recalls[];
+    v_sessions pgrecall.sessions[];
+    v_suspects boolean[];
+begin
+    select
+        array_agg(due.recall),
+        array_agg(due.session),
+        coalesce(array_agg(due.is_suspect), array[]::boolean[])
+    into v_recalls, v_sessions, v_suspects
+    from (
+        select
+            recall,
+            session,
+            recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
+        from pgrecall.session_recalls as recall
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where recall.due_at <= _take.at_time
+            -- Suspects keep apart, so that none of them is failed by another one.
+            and not (
+                recall.attempt > 0
+                and pgrecall._is_suspect(recall)
+                and exists (
+                    select
+                    from pgrecall.session_recalls as held
+                    where held.run_id is not null
+                        and held.worker_id = _take.worker_id
+                        and pgrecall._is_suspect(held)
+                )
+            )
+        order by recall.due_at
+        limit _take.up_to
+        for no key update of recall, session skip locked
+    ) as due;
+    looked := cardinality(v_suspects);
+    if looked = 0 then
+        taken := array[]::pgrecall.session_recalls[];
+        texts := array[]::text[];
+        put_off := array[]::pgrecall.session_recalls[];
+        return;
+    end if;
+    select assigned.taken, assigned.texts, assigned.put_off
+    into taken, texts, put_off
+    from pgrecall._assign(
+        _take.worker_id, _take.at_time, _take.inject, _take.settings, v_recalls, v_sessions, v_suspects
+    ) as assigned;
 end;
 $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
-    'Takes due recalls and their sessions for a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
+    'Takes due recalls and their sessions for a worker as _assign says; looked is how many there were. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
