@@ -755,10 +755,23 @@ begin
         end;
         if cardinality(v_deferred) > 0 then
             v_made_due := true;
-            perform pgrecall._skip_put_off(late)
-            from unnest(v_deferred) as late
-            where late.on_max_defer = 'skip'
-                and late.deferred_since + make_interval(secs => late.max_defer_seconds) <= v_now;
+            for v_recall in
+                select late.*
+                from unnest(v_deferred) as late
+                where late.on_max_defer = 'skip'
+                    and late.deferred_since + make_interval(secs => late.max_defer_seconds) <= v_now
+            loop
+                begin
+                    perform pgrecall._skip_put_off(v_recall);
+                exception
+                    when others then
+                        if not pgrecall._is_about_a_row(sqlstate) then
+                            raise;
+                        end if;
+                        -- It stays put off, and is tried again then; the others go on.
+                        raise warning 'recall % cannot be left out: %', v_recall.id, sqlerrm;
+                end;
+            end loop;
         end if;
     end if;
 
