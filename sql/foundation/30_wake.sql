@@ -180,6 +180,26 @@ $$;
 comment on function pgrecall._before_recalls_truncate() is
     'Stops all runs when session_recalls is truncated, and records every occurrence that had not ended. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';
 
+create or replace function pgrecall._after_user_message()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_at constant timestamptz := least(new.created_at, pgrecall.clock());
+begin
+    update pgrecall.sessions
+    set active_at = v_at
+    where sessions.id = new.session_id
+        and (sessions.active_at is null or sessions.active_at < v_at);
+    return null;
+end;
+$$;
+comment on function pgrecall._after_user_message() is
+    'Records that somebody has spoken in a session. Called by the trigger message_of_user at commit: whoever adds a message and then changes a recall keeps to the lock order, recall before session. Locks: the session row.';
+
 create or replace function pgrecall._after_settings_update()
 returns trigger
 language plpgsql

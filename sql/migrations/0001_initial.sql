@@ -600,6 +600,16 @@ execute function pgrecall._before_recall_update();
 comment on trigger recall_update on pgrecall.session_recalls is
     'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled.';
 
+create constraint trigger message_of_user
+after insert on pgrecall.session_messages
+deferrable initially deferred
+for each row
+-- What a run has said has its number, whatever the role.
+when (new.role = 'user' and not new.metadata ? 'run_id')
+execute function pgrecall._after_user_message();
+comment on trigger message_of_user on pgrecall.session_messages is
+    'Somebody has spoken: recalls with idle_for_seconds count from here.';
+
 create trigger settings_update
 after update on pgrecall.settings
 for each row

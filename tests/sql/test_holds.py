@@ -246,6 +246,7 @@ def test_quiet_begins_anew_when_a_chat_ends_and_costs_no_look_before(db: psycopg
 )
 def test_speaking_without_a_hold_counts_too(db: psycopg.Connection, spoke: str) -> None:
     db.execute(spoke.encode())
+    db.execute("set constraints all immediate")  # as at the commit
     add(db, "s1", idle_for_seconds=60)
     assert put_off(db)["defer_reason"] == "session not quiet for 60 s"
 
@@ -253,7 +254,9 @@ def test_speaking_without_a_hold_counts_too(db: psycopg.Connection, spoke: str) 
 def test_what_the_agent_says_is_not_somebody_speaking(db: psycopg.Connection) -> None:
     db.execute("""select pgrecall.append_messages('s1', '[{"role": "assistant", "content": "Hello."}]')""")
     add(db, "s1")
-    finish(db, claim_one(db), reply="Done.", append_reply=True)
+    said = '[{"role": "user", "content": "asked by the agent itself"}, {"role": "assistant", "content": "Done."}]'
+    finish(db, claim_one(db), messages=said)
+    db.execute("set constraints all immediate")  # as at the commit
     name = add(db, "s1", idle_for_seconds=60)
     assert claim(db).recall_ids == [name]
 
