@@ -288,9 +288,11 @@ async def run_agent(
                         reply = await agent.run(
                             session_id=recall.session_id, user_message=recall.additional_context_message
                         )
-                        ending = _ending_of(reply, run.silent_token)
-                        if store is not None and ending.messages is not None:
-                            await _save(store, run, ending.messages, in_history=ending.outcome != "silent")
+                        answered = _ending_of(reply, run.silent_token)
+                        if store is not None and answered.messages is not None:
+                            await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
+                        # Not before what it said is saved: else the run is no success.
+                        ending = answered
         except Retry as request:
             ending = _retry(request)
         except GiveUp as request:
@@ -359,7 +361,7 @@ def _ending_of(answer: Any, silent_token: str | None) -> Ending:
         except (RecallError, TypeError) as error:
             return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
     reply = _last_said(result.messages or ()) if result.reply is None else result.reply
-    has_nothing_to_say = result.silent or (silent_token is not None and (reply or "").strip() == silent_token)
+    has_nothing_to_say = result.silent or (silent_token is not None and (reply or "").strip(" \t\r\n") == silent_token)
     return Ending(
         outcome="silent" if has_nothing_to_say else "success",
         reply=reply,
