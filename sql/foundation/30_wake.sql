@@ -202,13 +202,31 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if old.max_runs_per_day is distinct from new.max_runs_per_day then
+        perform pgrecall._weigh_limits_again(null);
+    end if;
     -- While all is paused the workers do not wait for what is due (see claim): they must hear of the end.
     perform pg_notify('pgrecall', 'due 0');
     return null;
 end;
 $$;
 comment on function pgrecall._after_settings_update() is
-    'Makes every worker look now. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+    'Makes every worker look now, after another max_runs_per_day also at what waits for the next day. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+
+create or replace function pgrecall._after_session_limit_update()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgrecall._weigh_limits_again(new.id);
+    return null;
+end;
+$$;
+comment on function pgrecall._after_session_limit_update() is
+    'Makes what waits for the session''s next day due, to be weighed against the new limit. Called by the trigger session_limit. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall._before_settings_removal()
 returns trigger

@@ -620,6 +620,14 @@ when (
 execute function pgrecall._after_settings_update();
 comment on trigger settings_update on pgrecall.settings is 'Makes every worker look when a pause or a limit changes.';
 
+create trigger session_limit
+after update of max_runs_per_day on pgrecall.sessions
+for each row
+when (old.max_runs_per_day is distinct from new.max_runs_per_day)
+execute function pgrecall._after_session_limit_update();
+comment on trigger session_limit on pgrecall.sessions is
+    'What waits for the next day is weighed against the new limit at once.';
+
 create trigger settings_stay
 before delete or truncate on pgrecall.settings
 for each statement

@@ -354,6 +354,30 @@ $$;
 comment on function pgrecall._full_until(text, integer) is
     'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
 
+create or replace function pgrecall._weigh_limits_again(session_id text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgrecall.session_recalls as recall
+    set not_before = case when recall.status = 'running' then recall.trigger_at end
+    where recall.id in (
+        select deferred.id
+        from pgrecall.session_recalls as deferred
+        where deferred.defer_reason = 'session has had its runs of a day'
+            and deferred.not_before > pgrecall.clock()
+            and deferred.due_at is not null
+            and (_weigh_limits_again.session_id is null or deferred.session_id = _weigh_limits_again.session_id)
+        -- Whoever changes the limit has the session or the settings: waiting for a recall could deadlock.
+        for no key update skip locked
+    );
+end;
+$$;
+comment on function pgrecall._weigh_limits_again(text) is
+    'Makes the recalls due that wait because their session (null: any) has had its runs of a day; a claim puts off again what is still over the limit. Called by the triggers settings_update and session_limit. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
+
 create or replace function pgrecall._assign(
     worker_id text,
     at_time timestamptz,
