@@ -59,6 +59,7 @@ class Run:
     Attributes:
         recall: What the agent can know.
         timeout: Wall-clock limit in seconds.
+        silent_token: A reply of just this text means that there is nothing to say; None: no such text.
         scope: Cancelled to stop the run.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
@@ -67,6 +68,7 @@ class Run:
 
     recall: CurrentRecall
     timeout: float
+    silent_token: str | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
     stop_reason: StopReason | None = None
@@ -146,7 +148,7 @@ class Runner:
             _clock=self._clock,
             _stop=anyio.Event(),
         )
-        return Run(recall=recall, timeout=timeout)
+        return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
@@ -286,9 +288,10 @@ async def run_agent(
                         reply = await agent.run(
                             session_id=recall.session_id, user_message=recall.additional_context_message
                         )
-                        ending = _ending_of(reply)
-                        if store is not None and ending.messages is not None:
-                            await _save(store, run, ending.messages)
+                        answered = _ending_of(reply)
+                        if store is not None and answered.messages is not None:
+                            await _save(store, run, answered)
+                        ending = answered
         except Retry as request:
             ending = _retry(request)
         except GiveUp as request:
@@ -375,15 +378,22 @@ def _unusable(error: str) -> Ending:
     return Ending(outcome="error", error=error)
 
 
-async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Adds what the agent said to the host's session, with the ids that the default store gives."""
+async def _save(store: SessionStore, run: Run, ending: Ending) -> None:
+    """Adds what the agent said to the host's session as the default store does: the same ids, and shown to whom.
+
+    Whoever calls must not take the run for a success before this has returned.
+    """
+    messages = ending.messages or ()
+    # What finish() makes of it.
+    is_silent = ending.outcome == "silent" or (ending.reply or "").strip(" \t\r\n") == run.silent_token
     session = await store.get(run.recall.session_id)
     if session is None:
         return
     replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
     for place, message in enumerate(messages, 1):
         name = "reply" if replies and place == replies[-1] else str(place)
-        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}"})
+        said = {**message, "id": f"{run.recall.message_id}:{name}"}
+        put_message(session, {**said, "in_history": False} if is_silent else said)
     await store.save(session)
 
 

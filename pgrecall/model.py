@@ -114,6 +114,7 @@ class ClaimRow:
     model_text: str | None
     time_zone: str
     chain_depth: int
+    silent_token: str | None
     defer_reason: str | None
 
 

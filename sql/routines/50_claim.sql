@@ -676,6 +676,7 @@ returns table (
     model_text text,
     time_zone text,
     chain_depth integer,
+    silent_token text,
     defer_reason text
 )
 language plpgsql
@@ -897,6 +898,7 @@ begin
             v_texts[v_place],
             coalesce(v_recall.time_zone, owner.time_zone, 'UTC'),
             v_recall.chain_depth,
+            v_settings.silent_token,
             case when v_recall.run_id is null then v_recall.defer_reason end
         from (select 1) as always
         left join pgrecall.sessions as owner on owner.id = v_recall.session_id;

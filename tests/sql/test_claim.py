@@ -135,6 +135,7 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
         "metadata": {"a": 1},
         "time_zone": "UTC",
         "chain_depth": 0,
+        "silent_token": "[SILENT]",
         "default_timeout_seconds": 600,
         "defer_reason": None,
     }
