@@ -356,6 +356,11 @@ begin
         set line_until = pgrecall._line_until(v_session.id)
         where sessions.id = v_session.id;
     end if;
+    if v_left and v_session.has_waiting and (v_session.holder is null or v_session.held_until <= pgrecall.clock()) then
+        -- Only the line kept the session from others: nobody has it, or whoever did is dead.
+        perform pgrecall._let_go(v_session.id);
+        return true;
+    end if;
     if v_session.holder is null
         or (v_session.run_id is null and v_session.holder <> coalesce(free_session.holder, v_session.holder))
         or (v_session.run_id is not null and (

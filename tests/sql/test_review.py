@@ -102,3 +102,17 @@ def test_what_waits_for_the_next_day_is_due_when_the_limit_is_raised(
     host.execute(raised.encode())
     assert recall(host, name)["due_at"] == NOW
     assert claim(worker).recall_ids == [name]
+
+
+def test_a_recall_that_waited_for_a_line_is_due_when_the_line_is_empty(
+    two: tuple[psycopg.Connection, psycopg.Connection],
+) -> None:
+    host, worker = two
+    call(host, "hold_session", session_id="s1", holder="first", lease=MINUTE / 6)
+    call(host, "hold_session", session_id="s1", holder="second", lease=MINUTE, if_held="wait")
+    name = add(host, "s1")
+    set_clock(host, NOW + MINUTE / 2)  # the first has died, the second has not asked again yet
+    (late,) = claim(worker).deferred
+    assert late["defer_reason"] == "a chat waits for the session"
+    assert value(host, "select pgrecall.free_session('s1', 'second')")
+    assert claim(worker).recall_ids == [name]
