@@ -9,7 +9,7 @@ pip := $(python) -m pip install -qq
 bounded := $$(command -v timeout >/dev/null && echo timeout 60)
 
 .DEFAULT_GOAL := help
-.PHONY: help test check demo soak test-matrix build clean
+.PHONY: help test check demo soak chats test-matrix build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.* ## /\1	/p' Makefile | expand -t 14
@@ -32,6 +32,9 @@ demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an
 soak: .venv/.dev ## Half an hour of kills, restarts and partitions, with an account of what came of it
 	@mkdir -p dist
 	PYTHONPATH=tests $(python) -m faults.soak --output dist/soak
+
+chats: .venv/.dev ## A minute of chats and recalls in the same sessions, with faults and an account
+	PYTHONPATH=tests $(python) -m faults.chats --seconds 60
 
 test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use
 	@for major in 14 15 16 17 18; do PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 || exit; done

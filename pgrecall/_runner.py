@@ -288,9 +288,10 @@ async def run_agent(
                         reply = await agent.run(
                             session_id=recall.session_id, user_message=recall.additional_context_message
                         )
-                        answered = _ending_of(reply)
+                        answered = _ending_of(reply, run.silent_token)
                         if store is not None and answered.messages is not None:
-                            await _save(store, run, answered)
+                            await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
+                        # Not before: a run whose words could not be saved is no success.
                         ending = answered
         except Retry as request:
             ending = _retry(request)
@@ -339,7 +340,7 @@ def _gave_up(request: GiveUp) -> Ending:
     return Ending(outcome="error", error=describe(request), reason=request.reason)
 
 
-def _ending_of(answer: Any) -> Ending:
+def _ending_of(answer: Any, silent_token: str | None) -> Ending:
     """How a run ended whose agent has returned this."""
     match answer:
         case Retry():
@@ -359,9 +360,11 @@ def _ending_of(answer: Any) -> Ending:
             calls.as_json(value if name == "usage" else list(value or ()))
         except (RecallError, TypeError) as error:
             return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
+    reply = _last_said(result.messages or ()) if result.reply is None else result.reply
+    has_nothing_to_say = result.silent or (silent_token is not None and (reply or "").strip() == silent_token)
     return Ending(
-        outcome="silent" if result.silent else "success",
-        reply=_last_said(result.messages or ()) if result.reply is None else result.reply,
+        outcome="silent" if has_nothing_to_say else "success",
+        reply=reply,
         usage=result.usage,
         messages=result.messages,
     )
@@ -378,22 +381,19 @@ def _unusable(error: str) -> Ending:
     return Ending(outcome="error", error=error)
 
 
-async def _save(store: SessionStore, run: Run, ending: Ending) -> None:
-    """Adds what the agent said to the host's session as the default store does: the same ids, and shown to whom.
+async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]], *, in_history: bool) -> None:
+    """Adds what the agent said to the host's session, with the ids that the default store gives.
 
-    Whoever calls must not take the run for a success before this has returned.
+    Not in_history: to the model's context only.
     """
-    messages = ending.messages or ()
-    # What finish() makes of it.
-    is_silent = ending.outcome == "silent" or (ending.reply or "").strip(" \t\r\n") == run.silent_token
     session = await store.get(run.recall.session_id)
     if session is None:
         return
     replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
     for place, message in enumerate(messages, 1):
         name = "reply" if replies and place == replies[-1] else str(place)
-        said = {**message, "id": f"{run.recall.message_id}:{name}"}
-        put_message(session, {**said, "in_history": False} if is_silent else said)
+        shown = in_history and message.get("in_history", True)
+        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}", "in_history": shown})
     await store.save(session)
 
 

@@ -20,6 +20,8 @@ class RecallError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # tracebacks show it
 
 
 class RecallExistsError(RecallError):
@@ -81,12 +83,12 @@ class SessionHeldError(RecallError):
 
     Attributes:
         session_id: The session.
-        kind: `chat`, `run`, or `line`: nobody has it, but another chat waits for it.
+        kind: `chat`, `run`, or `line`: nobody has it, but another chat, or a recall, waits for it and comes first.
         holder: The chat's name, or the worker of the run.
         since: Since when, in UTC.
         until: When the hold ends by itself unless it is renewed, in UTC; None for a run.
         run_id: The run, or None.
-        recall_id: The run's recall, or None.
+        recall_id: The run's recall, or the one that comes first, or None.
     """
 
     sqlstate = "PR006"

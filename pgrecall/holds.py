@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -38,6 +38,7 @@ _ASK = 0.5
 #: may start.
 _LATEST = 0.9
 
+_LATE = "it could not be renewed in time"
 _WANTED = "a recall that was put off for its max_defer_seconds wants the session, or somebody else has it"
 
 
@@ -64,13 +65,15 @@ class _Terms:
         self._lease = lease
         self._if_held: IfHeld = if_held
         self._wait = wait
-        self._good_until = 0.0  # time.monotonic()
+        self._good_until = math.inf  # time.monotonic()
+        self._is_over = False
         self._lost_because: str | None = None
 
     @property
     def lost(self) -> bool:
         """Whether the hold ended before its holder let go."""
-        return self._lost_because is not None
+        # Also while a renewal waits for an answer, or nothing else in this process gets to run.
+        return self._lost_because is not None or (not self._is_over and time.monotonic() >= self._good_until)
 
     def _ask(self) -> calls.Call[SessionHold]:
         return calls.hold_session(self.session_id, self.holder, timedelta(seconds=self._lease), self._if_held)
@@ -80,7 +83,9 @@ class _Terms:
 
     def _has(self, hold: SessionHold, asked_at: float) -> None:
         self.since = hold.since
-        self._good_until = asked_at + self._lease * _LATEST
+        assert hold.until is not None  # noqa: S101 (a chat's hold has an end)
+        # Not the lease: one that was handed to us a while ago, and is wanted by now, is not renewed by asking.
+        self._good_until = asked_at + (hold.until - hold.now_at).total_seconds() * _LATEST
 
     def _pause(self, hold: SessionHold) -> float:
         """Seconds until a place in the line has to be claimed again, or the present hold ends by itself."""
@@ -88,6 +93,19 @@ class _Terms:
         if hold.until is not None and hold.kind == "chat":
             left = min(left, (hold.until - hold.now_at).total_seconds() + 0.02)
         return max(left, 0.02)
+
+    def _renewed(self, asked_at: float) -> None:
+        self._good_until = asked_at + self._lease * _LATEST
+
+    def _renew_at(self) -> float:
+        """When the next renewal is due: a third of the lease after the last one."""
+        return self._good_until - self._lease * (_LATEST - 1 / 3)
+
+    def _leave(self) -> None:
+        """The holder lets go: whatever comes after that is no loss."""
+        if self.lost and self._lost_because is None:
+            self._lose(_LATE)
+        self._is_over = True
 
     def _lose(self, reason: str) -> None:
         self._lost_because = reason
@@ -100,6 +118,10 @@ class _Terms:
             hint="Stop what the chat is doing in this session; hold it again to go on.",
         )
 
+    def _may_have(self, error: BaseException) -> bool:
+        """Whether the session may be ours, now or soon, although asking for it has failed: if the answer got lost."""
+        return self._if_held != "refuse" or not isinstance(error, RecallError)
+
     def _not_freed(self, error: Exception) -> None:
         logger().warning(
             "hold_not_freed", session_id=self.session_id, holder=self.holder, error=str(error), ends_in=self._lease
@@ -108,6 +130,8 @@ class _Terms:
 
 def _still_held(hold: SessionHold, waited: float) -> SessionHeldError:
     who = f"run {hold.run_id} of recall {hold.recall_id}" if hold.kind == "run" else f"the chat {hold.holder}"
+    if hold.kind == "line" and hold.recall_id is not None:
+        who = f"recall {hold.recall_id}, which comes first,"
     return SessionHeldError(
         f"session {hold.session_id!r} was not free within {waited:g} s: it is held by {who} since {hold.since}",
         session_id=hold.session_id,
@@ -118,6 +142,10 @@ def _still_held(hold: SessionHold, waited: float) -> SessionHeldError:
         run_id=hold.run_id,
         recall_id=hold.recall_id,
     )
+
+
+def _not_heard(error: Exception) -> None:
+    logger().warning("line_not_heard", error=str(error), asking_every_seconds=_ASK)
 
 
 class Line:
@@ -171,7 +199,7 @@ class Line:
                         if kind == "granted" and waiter_id.isdecimal() and int(waiter_id) in self._by_id:
                             self._by_id[int(waiter_id)].set()
             except (psycopg.Error, RecallError) as error:
-                logger().warning("line_not_heard", error=str(error), asking_every_seconds=_ASK)
+                _not_heard(error)
             finally:
                 self._hears = False
             await asyncio.sleep(failing.pause())
@@ -226,9 +254,8 @@ class Hold(_Terms):
     async def __aenter__(self) -> Self:
         try:
             await self._obtain()
-        except BaseException:
-            # Also where the answer got lost: the session may be ours by now, or soon.
-            if self._good_until or self._if_held != "refuse":
+        except BaseException as error:
+            if self._may_have(error):
                 await self._free()
             raise
         self._renewing = asyncio.create_task(self._renew())
@@ -240,14 +267,16 @@ class Hold(_Terms):
     ) -> None:
         assert self._renewing is not None  # noqa: S101 (entered)
         self._renewing.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([self._renewing])
+        self._leave()
         try:
+            # Before anything is awaited: a loss that comes just now must not cancel us here.
             await self._scope.__aexit__(kind, error, traceback)
         except TimeoutError:
             if not self.lost:
                 raise
         finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._renewing])
             await self._free()
         if self.lost and (kind is None or kind is asyncio.CancelledError):
             raise self._lost_error() from error
@@ -273,12 +302,12 @@ class Hold(_Terms):
 
     async def _renew(self) -> None:
         failing = Backoff(0.05, 1)
-        next_at = time.monotonic() + self._lease / 3
+        next_at = self._renew_at()
         while True:
             await asyncio.sleep(max(next_at - time.monotonic(), 0))
             asked_at = time.monotonic()
             if asked_at >= self._good_until:
-                self._lose("it could not be renewed in time")
+                self._lose(_LATE)
                 break
             try:
                 async with asyncio.timeout(self._good_until - asked_at):
@@ -289,8 +318,8 @@ class Hold(_Terms):
                 next_at = min(time.monotonic() + failing.pause(), self._good_until)
                 continue
             failing.reset()
-            self._good_until = asked_at + self._lease * _LATEST
-            next_at = asked_at + self._lease / 3
+            self._renewed(asked_at)
+            next_at = self._renew_at()
         self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def _free(self) -> None:
@@ -335,8 +364,8 @@ class SyncHold(_Terms):
     def __enter__(self) -> Self:
         try:
             self._obtain()
-        except BaseException:
-            if self._good_until or self._if_held != "refuse":
+        except BaseException as error:
+            if self._may_have(error):
                 self._free()
             raise
         self._renewing.start()
@@ -345,6 +374,7 @@ class SyncHold(_Terms):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._leave()
         self._left.set()
         self._renewing.join()
         self._free()
@@ -355,7 +385,8 @@ class SyncHold(_Terms):
         asked_at = started = time.monotonic()
         hold = self._database.run(self._ask())[0]
         if not hold.held:
-            with self._listening() as connection:
+            with self._listening() as listener:
+                connection = listener
                 asked_at = time.monotonic()
                 hold = self._database.run(self._ask())[0]  # it may have been granted before we listened
                 while not hold.held:
@@ -366,9 +397,13 @@ class SyncHold(_Terms):
                             raise _still_held(hold, self._wait)
                         pause = min(pause, left)
                     if connection:
-                        for notify in connection.notifies(timeout=pause):
-                            if notify.payload == f"granted {hold.waiter_id}":
-                                break
+                        try:
+                            for notify in connection.notifies(timeout=pause):
+                                if notify.payload == f"granted {hold.waiter_id}":
+                                    break
+                        except psycopg.Error as error:
+                            _not_heard(error)
+                            connection = None
                     else:
                         time.sleep(pause)
                     asked_at = time.monotonic()
@@ -378,20 +413,26 @@ class SyncHold(_Terms):
     @contextmanager
     def _listening(self) -> Iterator[psycopg.Connection | None]:
         """A connection that hears whose turn it is; None where there is none to be had."""
-        with connect_sync(self._dsn) as connection:
-            if connection.is_pooled:
-                yield None
-            else:
-                connection.execute(f"listen {CHANNEL}".encode())
-                yield connection
+        with ExitStack() as stack:
+            connection = None
+            try:
+                connection = stack.enter_context(connect_sync(self._dsn))
+                if connection.is_pooled:
+                    connection = None
+                else:
+                    connection.execute(f"listen {CHANNEL}".encode())
+            except (psycopg.Error, RecallError) as error:
+                _not_heard(error)
+                connection = None
+            yield connection
 
     def _renew(self) -> None:
         failing = Backoff(0.05, 1)
-        next_at = time.monotonic() + self._lease / 3
+        next_at = self._renew_at()
         while not self._left.wait(max(next_at - time.monotonic(), 0)):
             asked_at = time.monotonic()
             if asked_at >= self._good_until:
-                self._lose("it could not be renewed in time")
+                self._lose(_LATE)
                 return
             try:
                 if not self._database.run(self._renewal())[0]:
@@ -401,8 +442,8 @@ class SyncHold(_Terms):
                 next_at = min(time.monotonic() + failing.pause(), self._good_until)
                 continue
             failing.reset()
-            self._good_until = asked_at + self._lease * _LATEST
-            next_at = asked_at + self._lease / 3
+            self._renewed(asked_at)
+            next_at = self._renew_at()
 
     def _free(self) -> None:
         try:

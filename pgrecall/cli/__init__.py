@@ -6,7 +6,7 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, deliver, host, look, operate, run, schedule, tools
+from pgrecall.cli import change, deliver, hold, host, look, operate, pausing, run, schedule, setting, tools
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -20,6 +20,11 @@ for _verb in (  # the order in which one meets them is the order of --help
     change.cancel,
     change.skip,
     change.reschedule,
+    pausing.pause,
+    pausing.resume,
+    hold.holds,
+    hold.free,
+    setting.settings,
     tools.mcp,
     tools.token,
     host.use_sessions_table,

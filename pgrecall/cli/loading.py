@@ -19,6 +19,17 @@ from pgrecall.errors import AgentError
 #: The ways to name an agent, for help.
 AGENT = "MODULE:ATTRIBUTE|URL|exec:COMMAND"
 
+#: Modules that an agent's module imports before the adapter could say what is missing, and the extra that brings them.
+_EXTRAS = {
+    "agents": "openai-agents",
+    "httpx2": "http",
+    "langchain_core": "langgraph",
+    "langgraph": "langgraph",
+    "mcp": "mcp",
+    "pydantic_ai": "pydantic-ai",
+    "starlette": "http",
+}
+
 _WAYS = "Write module:attribute (myapp.agents:agent), a URL (https://…), or exec:command (exec:./agent.sh)."
 
 
@@ -73,4 +84,7 @@ def _import(path: str) -> Any:
 def _import_failed(module_name: str, error: BaseException) -> AgentError:
     message = f"--agent: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
     hint = error.hint if isinstance(error, AgentError) else ""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        extra = _EXTRAS.get(error.name.partition(".")[0])
+        hint = f"If it is for an adapter: pip install 'pgrecall[{extra}]'" if extra else ""
     return AgentError(message, hint=hint or "--debug shows the traceback.")

@@ -16,7 +16,7 @@ from pgrecall.calls import Call, list_recalls
 from pgrecall.cli import tables
 from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb, exclusive
-from pgrecall.cli.target import EVERYTHING, Target, clock, session_must_exist
+from pgrecall.cli.target import EVERYTHING, Target, clock, current_settings, session_must_exist
 from pgrecall.model import Recall
 
 
@@ -62,9 +62,13 @@ def list_(
         if session is not None and not recalls:
             session_must_exist(connection, session)
         now = clock(connection)
+        settings = current_settings(connection)
     if target.as_json:
         print_json(recalls)
-    elif recalls:
+        return
+    if tables.is_paused(settings, now):
+        click.echo(f"{tables.pause_of(settings)}\n")
+    if recalls:
         tables.print_recalls(recalls, now)
         if len(recalls) == limit:
             click.echo(f"{limit} shown; for more: --offset {offset + limit}")
@@ -90,17 +94,19 @@ class _RecallsByStatus(Call[Recall]):
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many runs.")
 @click.pass_obj
 def show(target: Target, *, recall_id: str, limit: int) -> None:
-    """Show a recall, its next times, its runs and where their replies went."""
+    """Show a recall, why it waits, its next times, its runs and where their replies went."""
     with target.open() as (scheduler, connection):
         recall = scheduler.get_recall(recall_id, connection=connection)
         runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)
         deliveries = scheduler.get_deliveries(recall_id=recall_id, limit=limit, connection=connection)
         now = clock(connection)
         following = _following(connection, recall, now)
+        holds = scheduler.get_holds(recall.session_id, connection=connection)
+        waits = tables.waits_for(recall, holds, current_settings(connection), now)
     if target.as_json:
-        print_json({"recall": recall, "next": following, "runs": runs, "deliveries": deliveries})
+        print_json({"recall": recall, "waits": waits, "next": following, "runs": runs, "deliveries": deliveries})
     else:
-        tables.print_recall(recall, runs, following, now)
+        tables.print_recall(recall, runs, following, waits, now)
         if deliveries:
             click.echo()
             tables.print_deliveries(deliveries, now)

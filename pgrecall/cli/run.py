@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -58,6 +59,12 @@ def _address(_context: click.Context, _option: click.Parameter, given: str | Non
     return host.strip("[]"), int(port)
 
 
+def _url(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"https?://[!-~]+", given):
+        raise WrongValue(f"{given!r} is no URL", hint="For example https://recalls.example.com/callbacks.")
+    return given
+
+
 @click.command(cls=Verb)
 @click.option(
     "--agent",
@@ -95,6 +102,7 @@ def _address(_context: click.Context, _option: click.Parameter, given: str | Non
 @click.option(
     "--callback-url",
     metavar="URL",
+    callback=_url,
     help="Where an HTTP agent that answers 202 calls back. Default: PGRECALL_CALLBACK_URL.",
 )
 @click.option("--callback-listen", metavar="HOST:PORT", callback=_address, help="Take callbacks of HTTP agents here.")

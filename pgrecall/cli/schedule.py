@@ -34,6 +34,12 @@ from pgrecall.cli.target import Target, clock, later
 @click.option("--idempotency-key", metavar="KEY", help="If the session knows the key, nothing is added.")
 @click.option("--max-attempts", type=int, help="Runs that an occurrence may take. Default: 3.")
 @click.option("--timeout", type=times.seconds, metavar="TIME", help="Limit of one run. Default: the worker's.")
+@click.option("--idle-for", type=times.duration, metavar="TIME", help="Not before nobody has spoken for so long.")
+@click.option("--max-defer", type=times.duration, metavar="TIME", help="Put off for so long at most. Default: 1d.")
+@click.option("--on-max-defer", type=click.Choice(["run", "skip"]), help="What then. Default: run.")
+@click.option("--on-interrupt", type=click.Choice(["retry", "skip"]), help="After a chat came. Default: retry.")
+@click.option("--pause-after-failures", type=int, metavar="N", help="Pause it after so many failures in a row.")
+@click.option("--deliver-to", metavar="URL", help="Where the reply is posted. Default: the session's.")
 @click.option("--metadata", metavar="JSON", help="A JSON object for the agent.")
 @click.option("--id", help="The recall's id. Default: a new uuid.")
 @click.pass_obj
@@ -49,6 +55,8 @@ def schedule(
     create_session: bool,
     user_id: str | None,
     timeout: float | None,
+    idle_for: timedelta | None,
+    max_defer: timedelta | None,
     metadata: str | None,
     **given: Any,
 ) -> None:
@@ -65,6 +73,8 @@ def schedule(
         raise WrongUsage("--user-id is for a new session", hint="Add --create-session.")
     given["interval_seconds"] = times.whole_seconds("--every", every)
     given["timeout_seconds"] = times.whole_seconds("--timeout", None if timeout is None else timedelta(seconds=timeout))
+    given["idle_for_seconds"] = times.whole_seconds("--idle-for", idle_for)
+    given["max_defer_seconds"] = times.whole_seconds("--max-defer", max_defer)
     given["metadata"] = _json_object(metadata)
     with target.open() as (scheduler, connection), connection.transaction():
         if create_session:

@@ -5,6 +5,7 @@ Knows no database and no verb; what it shows is handed in, and what programs get
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgrecall.doctor.finding import Check, span
-from pgrecall.model import AdoptedRecall, Delivery, Recall, RecallRun
+from pgrecall.doctor.finding import Check, count, span
+from pgrecall.model import AdoptedRecall, Delivery, HeldSession, Recall, RecallRun, Settings
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
@@ -52,8 +53,10 @@ def print_recalls(recalls: list[Recall], now: datetime) -> None:
     console.print(table)
 
 
-def print_recall(recall: Recall, runs: list[RecallRun], following: list[datetime], now: datetime) -> None:
-    """Everything about one recall that is so, its next times and its runs."""
+def print_recall(
+    recall: Recall, runs: list[RecallRun], following: list[datetime], waits: list[str], now: datetime
+) -> None:
+    """Everything about one recall that is so, what it waits for, its next times and its runs."""
     console = _console()
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
@@ -71,8 +74,13 @@ def print_recall(recall: Recall, runs: list[RecallRun], following: list[datetime
         ("comment", recall.internal_comment),
         ("attempts", f"{recall.attempt} of {recall.max_attempts}"),
         ("timeout", recall.timeout_seconds and span(timedelta(seconds=recall.timeout_seconds))),
+        ("idle_for", recall.idle_for_seconds and span(timedelta(seconds=recall.idle_for_seconds))),
         ("not_before", recall.not_before and local(recall.not_before)),
-        ("deferred", recall.defer_reason and f"{recall.deferrals} times, {recall.defer_reason}"),
+        ("waits", "\n".join(waits)),
+        ("deferred", _deferred(recall)),
+        ("failures", _failures(recall)),
+        ("made_by", _made_by(recall)),
+        ("deliver_to", recall.deliver_to),
         ("run", recall.run_id and f"{recall.run_id} on {recall.worker_id}"),
         ("last_error", recall.last_error),
         ("idempotency_key", recall.idempotency_key),
@@ -115,6 +123,86 @@ def print_deliveries(deliveries: list[Delivery], now: datetime) -> None:
             to,
         )
     _console().print(table)
+
+
+def print_holds(holds: list[HeldSession], now: datetime) -> None:
+    """One line for each: who has the session, for how long, until when, and who waits."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("session", "held by"):
+        table.add_column(name, overflow="fold")
+    for name in ("for", "ends", "waiting"):
+        table.add_column(name, no_wrap=name == "for", overflow="fold")
+    for hold in holds:
+        holder = _line(holder_of(hold))
+        if hold.interrupted_by is not None:
+            holder.append_text(Text.assemble("\n", _line(f"told to stop by the chat {hold.interrupted_by}", "yellow")))
+        waiting = [(hold.chats_waiting, "chat"), (hold.recalls_waiting, "recall")]
+        table.add_row(
+            _line(hold.held_session_id),
+            holder,
+            span(now - hold.since),
+            "with its run" if hold.until is None else f"in {span(hold.until - now)}, or is renewed",
+            ", ".join(count(number, noun) for number, noun in waiting if number),
+        )
+    _console().print(table)
+
+
+def holder_of(hold: HeldSession) -> str:
+    """Who has a session: `the chat web`, `run 12 of recall … on worker …`."""
+    if hold.kind == "chat":
+        return f"the chat {hold.holder}"
+    return f"run {hold.run_id} of recall {hold.recall_id} on worker {hold.holder}"
+
+
+def print_settings(settings: Settings) -> None:
+    """Each setting with its value; what is not set is shown as nothing."""
+    console = _console()
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, datetime):
+            value = local(value)
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        facts.add_row(field.name, _text("" if value is None else value))
+    console.print(facts)
+
+
+def pause_of(settings: Settings) -> str:
+    """That all is paused, until when, and why."""
+    return f"all recalls are paused {_until(settings.paused_until)}{_because(settings.pause_reason)}"
+
+
+def _until(moment: datetime | None) -> str:
+    return "until pgrecall resume" if moment is None else f"until {local(moment)}"
+
+
+def _because(reason: str | None) -> str:
+    return f": {' '.join(reason.split())}" if reason else ""
+
+
+def waits_for(recall: Recall, holds: list[HeldSession], settings: Settings, now: datetime) -> list[str]:
+    """Why a recall that has not ended does not run now, although its time has come or will have come; a line each."""
+    if recall.status not in ("pending", "running") or recall.run_id is not None:
+        return []
+    said = []
+    if is_paused(settings, now):
+        said.append(f"{pause_of(settings)} (pgrecall resume --all)")
+    if is_paused(recall, now):
+        said.append(f"it is paused {_until(recall.paused_until)}{_because(recall.pause_reason)}")
+    if recall.trigger_at > now:
+        return said
+    said += [f"the session is held by {holder_of(hold)} since {local(hold.since)}" for hold in holds]
+    if not holds and recall.defer_reason is not None:
+        said.append(recall.defer_reason)
+    return said
+
+
+def is_paused(paused: Recall | Settings, now: datetime) -> bool:
+    """Whether a recall, or everything, is paused now."""
+    return paused.paused_at is not None and (paused.paused_until is None or paused.paused_until > now)
 
 
 def print_sentence(recall: Recall, now: datetime, done: str) -> None:
@@ -171,14 +259,43 @@ def local(moment: datetime) -> str:
     return re.sub(r"([+-]\d\d):?00$", r"\1", here.isoformat(" ", "seconds"))
 
 
+def _deferred(recall: Recall) -> str | None:
+    if not recall.deferrals or recall.deferred_since is None:
+        return None
+    limit = recall.deferred_since + timedelta(seconds=recall.max_defer_seconds)
+    then = "is left out" if recall.on_max_defer == "skip" else "comes before chats"
+    reason = f", last: {recall.defer_reason}" if recall.defer_reason else ""
+    times = count(recall.deferrals, "time")
+    return f"{times} since {local(recall.deferred_since)}{reason}; {then} after {local(limit)}"
+
+
+def _failures(recall: Recall) -> str | None:
+    if not recall.failures:
+        return None
+    pause = f"; paused after {recall.pause_after_failures}" if recall.pause_after_failures else ""
+    return f"{recall.failures} in a row{pause}"
+
+
+def _made_by(recall: Recall) -> str | None:
+    if recall.created_by == "host":
+        return None
+    run = f" in run {recall.created_by_run_id}" if recall.created_by_run_id is not None else ""
+    return f"the agent{run}, {recall.chain_depth} deep"
+
+
 def _distance(recall: Recall, now: datetime) -> Text:
-    """How far off a recall is: `in 4m 10s`, `2m late`, `for 12s`, `3h ago`."""
+    """How far off a recall is: `in 4m 10s`, `2m late`, `for 12s`, `3h ago`, `paused`, `deferred, in 20s`."""
     if recall.run_id is not None and recall.claimed_at is not None:
         return Text(f"for {span(now - recall.claimed_at)}", style="yellow")
+    is_waiting = recall.status in ("pending", "running")
+    if is_waiting and is_paused(recall, now):
+        end = "" if recall.due_at is None else f", in {span(recall.due_at - now + timedelta(milliseconds=999))}"
+        return Text(f"paused{end}", style="yellow")
     if recall.due_at is not None:
         left = recall.due_at - now
         if left > timedelta():
-            return Text(f"in {span(left + timedelta(milliseconds=999))}")
+            why = "deferred, " if recall.defer_reason is not None else ""
+            return Text(f"{why}in {span(left + timedelta(milliseconds=999))}")
         return Text("now" if left > timedelta(seconds=-1) else f"{span(-left)} late", style="bold red")
     return Text(f"{span(now - recall.trigger_at)} ago" if recall.trigger_at < now else "", style="dim")
 

@@ -20,6 +20,7 @@ from pgrecall.client import SyncRecallScheduler
 from pgrecall.doctor.finding import span
 from pgrecall.embedded import EmbeddedPostgres
 from pgrecall.errors import SessionNotFoundError
+from pgrecall.model import Settings
 
 #: The limit of a list that shall have none.
 EVERYTHING = 2**31 - 1
@@ -72,6 +73,21 @@ def later(connection: psycopg.Connection[Any], after: timedelta) -> datetime:
         return clock(connection) + after
     except OverflowError as error:
         raise WrongUsage(f"{span(after)} from now is no date", hint="A recall fires before the year 9999.") from error
+
+
+class _Settings(Call[Settings]):
+    """The row itself; there is no function for it."""
+
+    @property
+    def statement(self) -> str:
+        """The row."""
+        return "select * from pgrecall.settings"
+
+
+def current_settings(connection: psycopg.Connection[Any]) -> Settings:
+    """What holds for all recalls of this database."""
+    (settings,) = database.run_sync(connection, _Settings("settings", {}, Settings))
+    return settings
 
 
 def session_must_exist(connection: psycopg.Connection[Any], session_id: str) -> None:

@@ -20,7 +20,7 @@ from pgrecall.errors import SessionNotFoundError
 from pgrecall.sessions import Message, PostgresSessionStore
 
 _INTRODUCTION = re.compile(r"I am (?P<name>\w+)\. Come back to me about (?P<topic>[^.]+)\.")
-_RECALL = re.compile(r"\[Scheduled recall\] (?:Ask: )?(?P<task>[^<]+)")  # frameworks may wrap it in <system>
+_RECALL = re.compile(r"\[Scheduled recall\] (?:Ask: )?(?P<task>[^<\n]+)")  # frameworks may wrap it in <system>
 
 
 def answer(history: Sequence[Message]) -> str:

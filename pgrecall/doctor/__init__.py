@@ -54,6 +54,7 @@ def examine(dsn: str | None, *, listen_dsn: str | None = None, patience: timedel
                 ("listeners", workers.listeners),
                 ("claims", workers.claims),
                 ("sessions", recalls.sessions),
+                ("pauses", recalls.pauses),
                 ("overdue", recalls.overdue),
                 ("vacuum", tables.vacuum),
             ):

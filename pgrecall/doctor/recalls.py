@@ -1,12 +1,13 @@
-"""Checks of the recalls: which wait for a session, which are late, and why.
+"""Checks of the recalls: which wait for a session, which are paused, which are late, and why.
 
 Knows neither the server nor how workers are woken.
 """
 
 from __future__ import annotations
 
+import shlex
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import errors
 
@@ -29,11 +30,18 @@ def sessions(connection: Connection) -> Check:
                     and taken.held_until is null
                     and not exists (select from pgrecall.session_recalls as run where run.run_id = taken.run_id)
             ) as orphan,
-            count(*) as waiting,
-            min(waiting.defer_reason) as reason
-        from pgrecall.session_recalls as waiting
-        where waiting.defer_reason is not null
-            and waiting.due_at is not null
+            coalesce(sum(waiting.number), 0)::bigint as waiting,
+            string_agg(
+                format('%%s (%%s)', waiting.defer_reason, waiting.number), ', ' order by waiting.number desc
+            ) filter (where waiting.place <= 3)
+            || case when max(waiting.place) > 3 then ' …' else '' end as reasons
+        from (
+            select deferred.defer_reason, count(*) as number, row_number() over (order by count(*) desc) as place
+            from pgrecall.session_recalls as deferred
+            where deferred.defer_reason is not null
+                and deferred.due_at is not null
+            group by deferred.defer_reason
+        ) as waiting
         """,
     )
     if row["orphan"] is not None:
@@ -44,9 +52,78 @@ def sessions(connection: Connection) -> Check:
             f"session '{row['orphan']}' is taken by a run that does not exist",
             f"update pgrecall.sessions set run_id = null where id = '{session_id}'",  # noqa: S608 (for people to read)
         )
+    stuck = every(
+        connection,
+        """
+        select deferred.id, session.id as session_id, session.holder,
+            pgrecall.clock() - deferred.deferred_since as put_off
+        from pgrecall.session_recalls as deferred
+        join pgrecall.sessions as session on session.id = deferred.session_id
+        where deferred.due_at is not null
+            and deferred.on_max_defer = 'run'
+            and deferred.deferred_since + make_interval(secs => deferred.max_defer_seconds)
+                < pgrecall.clock() - %(patience)s
+            and session.run_id is null
+            and session.held_until > pgrecall.clock()
+        order by deferred.deferred_since
+        """,
+        patience=_OVERDUE,
+    )
+    if stuck:
+        return Check(
+            "sessions",
+            "warn",
+            f"{count(len(stuck), 'recall')} put off for longer than max_defer_seconds, {stuck[0]['id']} for "
+            f"{span(stuck[0]['put_off'])} by the chat {stuck[0]['holder']}",
+            f"The chat's hold ends with its lease; to end it now: pgrecall free {shlex.quote(stuck[0]['session_id'])}",
+        )
     if row["waiting"]:
-        return Check("sessions", "ok", f"{count(row['waiting'], 'recall')} deferred: {row['reason']}")
+        return Check("sessions", "ok", f"{count(row['waiting'], 'recall')} deferred: {row['reasons']}")
     return Check("sessions", "ok", "no recall waits for a session that is taken")
+
+
+def pauses(connection: Connection) -> Check:
+    """Whether everything is paused, and which recalls are."""
+    row = one(
+        connection,
+        """
+        select
+            coalesce(all_of.paused_at <= clock.now and coalesce(all_of.paused_until, 'infinity') > clock.now, false)
+                as is_all,
+            clock.now - all_of.paused_at as since,
+            all_of.paused_until - clock.now as left,
+            all_of.pause_reason as reason,
+            single.number,
+            single.first_id,
+            single.first_reason
+        from pgrecall.settings as all_of
+        cross join (select pgrecall.clock() as now) as clock
+        cross join lateral (
+            select
+                count(*) as number,
+                (array_agg(recall.id order by recall.paused_at))[1] as first_id,
+                (array_agg(recall.pause_reason order by recall.paused_at))[1] as first_reason
+            from pgrecall.session_recalls as recall
+            where recall.paused_at is not null
+                and coalesce(recall.paused_until, 'infinity') > clock.now
+                and recall.status in ('pending', 'running')
+                and recall.run_id is null
+        ) as single
+        """,
+    )
+    if row["is_all"]:
+        end = "without an end" if row["left"] is None else f"for another {span(row['left'])}"
+        reason = f": {row['reason']}" if row["reason"] else ""
+        return Check(
+            "pauses",
+            "warn",
+            f"everything is paused, since {span(row['since'])}, {end}{reason}",
+            "No worker starts a run. To go on: pgrecall resume --all",
+        )
+    if row["number"]:
+        reason = f": {row['first_reason']}" if row["first_reason"] else ""
+        return Check("pauses", "ok", f"{count(row['number'], 'recall')} paused, first {row['first_id']}{reason}")
+    return Check("pauses", "ok", "nothing is paused")
 
 
 def overdue(connection: Connection) -> Check:
@@ -66,11 +143,14 @@ def overdue(connection: Connection) -> Check:
     )
     if not rows:
         return Check("overdue", "ok", "no recall is late")
-    reason, hint = _why_overdue(connection, rows)
+    pause = pauses(connection)
+    is_intended = pause.status == "warn"  # somebody has paused everything, and is told so
+    reason, hint = (pause.message, pause.hint) if is_intended else _why_overdue(connection, rows)
     oldest = rows[0]
     what = count(oldest["total"], "recall")
+    status: Literal["warn", "fail"] = "warn" if is_intended else "fail"
     return Check(
-        "overdue", "fail", f"{what} late, the oldest by {span(oldest['late'])} ({oldest['id']}): {reason}", hint
+        "overdue", status, f"{what} late, the oldest by {span(oldest['late'])} ({oldest['id']}): {reason}", hint
     )
 
 

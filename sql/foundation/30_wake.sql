@@ -95,6 +95,12 @@ begin
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
             new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
             new.defer_reason := null;
+        elsif new.defer_reason is not null
+            and (new.idle_for_seconds, new.max_defer_seconds, new.on_max_defer)
+                is distinct from (old.idle_for_seconds, old.max_defer_seconds, old.on_max_defer)
+        then
+            -- It was put off by the old terms: the next look weighs it by the new ones.
+            new.not_before := case when new.status = 'running' then new.trigger_at end;
         elsif old.status <> 'running' and new.status = 'running' and new.run_id is null then
             -- Another service takes it to run it itself.
             new.not_before := null;
@@ -202,8 +208,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if old.max_runs_per_day is distinct from new.max_runs_per_day then
-        perform pgrecall._weigh_limits_again(null);
+    if new.max_runs_per_day is distinct from old.max_runs_per_day then
+        perform pgrecall._weigh_limit_again(null);
     end if;
     -- While all is paused the workers do not wait for what is due (see claim): they must hear of the end.
     perform pg_notify('pgrecall', 'due 0');
@@ -211,7 +217,7 @@ begin
 end;
 $$;
 comment on function pgrecall._after_settings_update() is
-    'Makes every worker look now, after another max_runs_per_day also at what waits for the next day. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
+    'Makes every worker look now, also at recalls that waited for a limit that has changed. Called by the trigger settings_update. Notifies: channel pgrecall, payload ''due 0''.';
 
 create or replace function pgrecall._after_session_limit_update()
 returns trigger
@@ -221,12 +227,36 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgrecall._weigh_limits_again(new.id);
+    perform pgrecall._weigh_limit_again(new.id);
     return null;
 end;
 $$;
 comment on function pgrecall._after_session_limit_update() is
-    'Makes what waits for the session''s next day due, to be weighed against the new limit. Called by the trigger session_limit. Notifies: through the trigger announce_update.';
+    'Makes recalls due that waited for a session''s limit of runs. Called by the trigger session_limit_update.';
+
+create or replace function pgrecall._weigh_limit_again(session_id text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgrecall.session_recalls
+    set not_before = case when status = 'running' then trigger_at end
+    where session_recalls.id in (
+        select deferred.id
+        from pgrecall.session_recalls as deferred
+        where deferred.defer_reason = 'session has had its runs of a day'
+            and deferred.not_before > pgrecall.clock()
+            and deferred.due_at is not null
+            and deferred.session_id = coalesce(_weigh_limit_again.session_id, deferred.session_id)
+        -- What somebody changes right now is tried again at its time.
+        for no key update skip locked
+    );
+end;
+$$;
+comment on function pgrecall._weigh_limit_again(text) is
+    'Makes recalls due that were put off because of a limit of runs a day, in one session or (null) in all, so that the next look weighs them by the new one. Called by _after_settings_update and _after_session_limit_update. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall._before_settings_removal()
 returns trigger

@@ -127,7 +127,7 @@ comment on column pgrecall.sessions.line_until is
     'Chats wait in line (session_waiters), and until this time no run may take the session before them.';
 comment on column pgrecall.sessions.interrupted_by is 'The chat that wants run_id to stop; null: none.';
 comment on column pgrecall.sessions.wanted_by is
-    'A recall that was put off for its max_defer_seconds and waits for this hold: the hold is not renewed any more.';
+    'A recall that was put off for its max_defer_seconds and waits for this session: the hold of a chat is not renewed any more, and for a moment after it the recall comes before any other chat.';
 comment on column pgrecall.sessions.has_waiting is
     'A recall was deferred because the session was taken; whoever frees the session makes it due again.';
 create index sessions_of_user on pgrecall.sessions (user_id) where user_id is not null;
@@ -188,7 +188,7 @@ create type pgrecall.session_hold as (
     now_at timestamptz
 );
 comment on type pgrecall.session_hold is
-    'Who has a session. held: the caller of hold_session() has it. kind: chat, run, or line (it is free, but somebody else waits for it and comes first). holder, since, until: who, since when, and when it ends by itself unless renewed (null: a run, for which its worker''s lease decides). run_id, recall_id: the run. waiter_id: told as ''granted <waiter_id>'' on channel pgrecall_holds when the session is the caller''s; place: its place in the line. now_at: the server''s time.';
+    'Who has a session. held: the caller of hold_session() has it. kind: chat, run, or line (it is free, but another chat, or the recall recall_id, waits for it and comes first). holder, since, until: who, since when, and when it ends by itself unless renewed (null: a run, for which its worker''s lease decides). run_id, recall_id: the run and its recall. waiter_id: told as ''granted <waiter_id>'' on channel pgrecall_holds when the session is the caller''s; place: its place in the line. now_at: the server''s time.';
 
 create table pgrecall.session_messages (
     session_id text not null
@@ -356,13 +356,13 @@ comment on column pgrecall.session_recalls.end_at is 'No occurrence of a recurri
 comment on column pgrecall.session_recalls.max_attempts is
     'How many runs an occurrence may take, counting those whose worker died.';
 comment on column pgrecall.session_recalls.timeout_seconds is
-    'Wall-clock limit of one run in seconds; null: the worker''s own (600 by default).';
+    'Wall-clock limit of one run in seconds; null: the worker''s own, else settings.timeout_seconds.';
 comment on column pgrecall.session_recalls.idle_for_seconds is
     'No run before nobody has spoken with the agent for so long, see sessions.active_at; null: at once.';
 comment on column pgrecall.session_recalls.max_defer_seconds is
     'The longest that an occurrence is put off, in seconds from its first deferral; then on_max_defer decides. A limit of runs a day is kept all the same.';
 comment on column pgrecall.session_recalls.on_max_defer is
-    'run: idle_for_seconds no longer counts, and a chat''s hold is not renewed any more, so that it ends within its lease. skip: the occurrence is left out.';
+    'run: idle_for_seconds and chats in line no longer count, and a chat''s hold is not renewed any more, so that it ends within its lease. skip: the occurrence is left out.';
 comment on column pgrecall.session_recalls.on_interrupt is
     'What becomes of an occurrence whose run a chat has interrupted. retry: it runs again when the chat has ended, and the attempt is not counted. skip: it is left out.';
 comment on column pgrecall.session_recalls.pause_after_failures is
@@ -455,12 +455,13 @@ comment on column pgrecall.recall_runs.started_at is 'When the agent was reached
 comment on column pgrecall.recall_runs.lateness is 'started_at minus nominal_at; for a retry this includes the backoff.';
 comment on column pgrecall.recall_runs.attempt is '1 for the first run of an occurrence; 0: it did not run.';
 comment on column pgrecall.recall_runs.outcome is
-    'success; silent (success with nothing to say); error; timeout; interrupted (told to stop: cancelled, deleted, worker shut down); lost (its worker died or lost its lease); skipped (by request, or its session was gone); missed (its time passed while the occurrence before it was late or still running).';
+    'success; silent (success with nothing to say); error; timeout; interrupted (told to stop: cancelled, deleted, by a chat, worker shut down); lost (its worker died or lost its lease); skipped (by request, put off for max_defer_seconds, or its session was gone); missed (its time passed while the occurrence before it was late or still running).';
 comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need one.';
 comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
 comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
 comment on column pgrecall.recall_runs.deferrals is 'How often the occurrence had been put off until then.';
-comment on column pgrecall.recall_runs.defer_reason is 'Why it was put off the last time; null: it was not.';
+comment on column pgrecall.recall_runs.defer_reason is
+    'Why it was put off the last time; null: it was not, or has waited for the backoff of a retry since.';
 comment on column pgrecall.recall_runs.occurrences is
     'How many nominal times this row stands for: more than 1 only for a row that sums up the tail of a long outage.';
 comment on column pgrecall.recall_runs.refused_at is
@@ -620,13 +621,12 @@ when (
 execute function pgrecall._after_settings_update();
 comment on trigger settings_update on pgrecall.settings is 'Makes every worker look when a pause or a limit changes.';
 
-create trigger session_limit
+create trigger session_limit_update
 after update of max_runs_per_day on pgrecall.sessions
 for each row
 when (old.max_runs_per_day is distinct from new.max_runs_per_day)
 execute function pgrecall._after_session_limit_update();
-comment on trigger session_limit on pgrecall.sessions is
-    'What waits for the next day is weighed against the new limit at once.';
+comment on trigger session_limit_update on pgrecall.sessions is 'Makes recalls due that waited for the old limit.';
 
 create trigger settings_stay
 before delete or truncate on pgrecall.settings

@@ -26,6 +26,23 @@ $$;
 comment on function pgrecall._check_hold(text, interval) is
     'Refuses a holder or a lease that makes no sense. Called by hold_session. Raises: PR005.';
 
+create or replace function pgrecall._wanted_from(session pgrecall.sessions)
+returns timestamptz
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select recall.due_at
+    from pgrecall.session_recalls as recall
+    where recall.id = session.wanted_by
+        and recall.session_id = session.id
+        and recall.due_at is not null
+        and (recall.paused_at is null or recall.paused_until <= pgrecall.clock())
+        and recall.deferred_since + make_interval(secs => recall.max_defer_seconds) <= pgrecall.clock();
+$$;
+comment on function pgrecall._wanted_from(pgrecall.sessions) is
+    'When the recall that wants a session, see sessions.wanted_by, is due there; null: none does, or it has been cancelled, paused or moved since. Called with the session row locked.';
+
 create or replace function pgrecall._line_until(session_id text)
 returns timestamptz
 language sql
@@ -75,14 +92,16 @@ declare
     v_now timestamptz := pgrecall.clock();
     v_session pgrecall.sessions;
     v_next pgrecall.session_waiters;
+    v_is_wanted boolean;
 begin
     select held.*
     into v_session
     from pgrecall.sessions as held
     where held.id = _let_go.session_id;
+    v_is_wanted := pgrecall._wanted_from(v_session) is not null;
 
     -- A recall that was put off for as long as may be comes before the line, which asks again by itself.
-    if v_session.line_until > v_now and v_session.wanted_by is null then
+    if v_session.line_until > v_now and not v_is_wanted then
         select waiter.*
         into v_next
         from pgrecall.session_waiters as waiter
@@ -102,9 +121,13 @@ begin
         holder = null,
         held_since = null,
         held_until = null,
-        active_at = case when v_session.run_id is null then v_now else v_session.active_at end,
+        active_at = case
+            when v_session.run_id is null and v_session.holder is not null
+                then greatest(v_session.active_at, least(v_session.held_until, v_now))
+            else v_session.active_at
+        end,
         interrupted_by = null,
-        wanted_by = null,
+        wanted_by = case when v_is_wanted then v_session.wanted_by end,
         line_until = case when v_session.line_until > v_now then v_session.line_until end,
         has_waiting = false
     where sessions.id = _let_go.session_id
@@ -114,6 +137,8 @@ begin
     -- at not_before anyway.
     update pgrecall.session_recalls as recall
     set not_before = case
+            -- Of that one it must show since when it waits for a worker only, see hold_session.
+            when recall.id = v_session.wanted_by then v_now
             when v_session.active_at + make_interval(secs => recall.idle_for_seconds) > v_now
                 and not coalesce(recall.deferred_since + make_interval(secs => recall.max_defer_seconds) <= v_now, false)
                 then least(
@@ -182,8 +207,12 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    -- For so long a recall that was put off for its max_defer_seconds comes before any chat, once the session is free:
+    -- a worker needs milliseconds to take it, but there may be none.
+    v_precedence constant interval := '5 seconds';
     v_now timestamptz;
     v_session pgrecall.sessions;
+    v_wanted_from timestamptz;
     v_first pgrecall.session_waiters;
     v_hold pgrecall.session_hold;
 begin
@@ -203,6 +232,7 @@ begin
     v_now := pgrecall.clock();
     v_hold.session_id := v_session.id;
     v_hold.now_at := v_now;
+    v_wanted_from := pgrecall._wanted_from(v_session);
 
     if v_session.run_id is not null and coalesce(v_session.held_until, 'infinity') > v_now then
         v_hold.kind := 'run';
@@ -212,6 +242,12 @@ begin
         );
     elsif v_session.run_id is null and v_session.held_until > v_now then
         v_hold.kind := 'chat';
+    elsif v_wanted_from > v_now - v_precedence and v_wanted_from <= v_now then
+        v_hold.kind := 'line';
+        v_hold.recall_id := v_session.wanted_by;
+        v_first.holder := 'recall ' || v_session.wanted_by;
+        v_first.since := v_wanted_from;
+        v_first.until := v_wanted_from + v_precedence;
     elsif v_session.line_until > v_now then
         select waiter.*
         into v_first
@@ -253,7 +289,9 @@ begin
             case v_hold.kind
                 when 'run' then format('run %s of recall %s on worker %s', v_hold.run_id, v_hold.recall_id, v_hold.holder)
                 when 'chat' then format('the chat %s', v_hold.holder)
-                else format('nobody, but the chat %s waits in line', v_hold.holder)
+                else format(
+                    'nobody, but %s comes first', coalesce('recall ' || v_hold.recall_id, 'the chat ' || v_hold.holder)
+                )
             end,
             pgrecall.time_text(v_hold.since)
             using
@@ -304,18 +342,18 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now timestamptz;
-    v_wanted_by text;
+    v_session pgrecall.sessions;
 begin
     perform pgrecall._check_hold(renew_hold.holder, renew_hold.lease);
-    select held.wanted_by
-    into v_wanted_by
+    select held.*
+    into v_session
     from pgrecall.sessions as held
     where held.id = renew_hold.session_id
         and held.holder = renew_hold.holder
         and held.run_id is null
     for no key update;
     v_now := pgrecall.clock();
-    if not found or v_wanted_by is not null then
+    if v_session.id is null or pgrecall._wanted_from(v_session) is not null then
         return false;
     end if;
     -- Also if it has passed: nobody has taken the session since.
@@ -338,6 +376,7 @@ as $$
 declare
     v_session pgrecall.sessions;
     v_left boolean;
+    v_ends boolean;
 begin
     select known.*
     into v_session
@@ -356,18 +395,15 @@ begin
         set line_until = pgrecall._line_until(v_session.id)
         where sessions.id = v_session.id;
     end if;
-    if v_left and v_session.has_waiting and (v_session.holder is null or v_session.held_until <= pgrecall.clock()) then
-        -- Only the line kept the session from others: nobody has it, or whoever did is dead.
-        perform pgrecall._let_go(v_session.id);
-        return true;
-    end if;
-    if v_session.holder is null
-        or (v_session.run_id is null and v_session.holder <> coalesce(free_session.holder, v_session.holder))
-        or (v_session.run_id is not null and (
-            free_session.holder is not null
-            or exists (select from pgrecall.session_recalls as running where running.run_id = v_session.run_id)
-        ))
-    then
+    v_ends := case
+        when v_session.run_id is null and v_session.holder = coalesce(free_session.holder, v_session.holder) then true
+        when v_session.run_id is not null and free_session.holder is null then not exists (
+            select from pgrecall.session_recalls as running where running.run_id = v_session.run_id
+        )
+        -- Nobody has it, and who left the line was perhaps all that the others waited for.
+        else v_left and (v_session.holder is null or coalesce(v_session.held_until, 'infinity') <= pgrecall.clock())
+    end;
+    if not v_ends then
         return v_left;
     end if;
     perform pgrecall._let_go(v_session.id);

@@ -300,7 +300,7 @@ begin
 end;
 $$;
 comment on function pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text) is
-    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _take.';
+    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _assign.';
 
 create or replace function pgrecall._skip_put_off(recall pgrecall.session_recalls)
 returns void
@@ -352,31 +352,7 @@ as $$
     limit 1;
 $$;
 comment on function pgrecall._full_until(text, integer) is
-    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
-
-create or replace function pgrecall._weigh_limits_again(session_id text)
-returns void
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update pgrecall.session_recalls as recall
-    set not_before = case when recall.status = 'running' then recall.trigger_at end
-    where recall.id in (
-        select deferred.id
-        from pgrecall.session_recalls as deferred
-        where deferred.defer_reason = 'session has had its runs of a day'
-            and deferred.not_before > pgrecall.clock()
-            and deferred.due_at is not null
-            and (_weigh_limits_again.session_id is null or deferred.session_id = _weigh_limits_again.session_id)
-        -- Whoever changes the limit has the session or the settings: waiting for a recall could deadlock.
-        for no key update skip locked
-    );
-end;
-$$;
-comment on function pgrecall._weigh_limits_again(text) is
-    'Makes the recalls due that wait because their session (null: any) has had its runs of a day; a claim puts off again what is still over the limit. Called by the triggers settings_update and session_limit. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
+    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _assign, with the session locked.';
 
 create or replace function pgrecall._assign(
     worker_id text,
@@ -406,8 +382,8 @@ begin
         from unnest(_assign.suspects) with ordinality as locked (is_suspect, place)
     ),
     -- What stands in the way, and until when. A run and a chat have the session; a chat in line comes before any run;
-    -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough passes over the
-    -- line and the wish, but never over a hold.
+    -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough, and is not to be
+    -- left out for it, passes over the line and the wish, but never over a hold.
     ranked as materialized (
         select
             (due.recall).id,
@@ -423,8 +399,8 @@ begin
                 when (due.session).run_id is not null
                     and coalesce((due.session).held_until, 'infinity') > _assign.at_time then 'run'
                 when (due.session).run_id is null and (due.session).held_until > _assign.at_time then 'chat'
-                when (due.session).line_until > _assign.at_time and not patience.is_over then 'line'
-                when quiet.from_at > _assign.at_time and not patience.is_over then 'quiet'
+                when (due.session).line_until > _assign.at_time and not patience.passes then 'line'
+                when quiet.from_at > _assign.at_time and not patience.passes then 'quiet'
                 when full_session.until > _assign.at_time then 'full'
             end as obstacle,
             row_number() over (
@@ -439,6 +415,9 @@ begin
                 (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _assign.at_time,
                 false
             ) as is_over
+        ) as bound
+        cross join lateral (
+            select bound.is_over, bound.is_over and (due.recall).on_max_defer = 'run' as passes
         ) as patience
         cross join lateral (
             select (due.session).active_at + make_interval(secs => (due.recall).idle_for_seconds) as from_at
@@ -523,7 +502,7 @@ begin
             held_since = case when chosen.run_id is null then session.held_since else _assign.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
             interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
-            wanted_by = case when chosen.run_id is null then coalesce(session.wanted_by, deferred.wanted_by) end,
+            wanted_by = case when chosen.run_id is null then coalesce(deferred.wanted_by, session.wanted_by) end,
             has_waiting = session.has_waiting or coalesce(deferred.waits, false)
         from (select distinct ranked.session_id from ranked) as touched
         left join chosen on chosen.session_id = touched.session_id
@@ -658,6 +637,7 @@ returns table (
     now_at timestamptz,
     next_due_at timestamptz,
     settled boolean,
+    next_delivery_at timestamptz,
     run_id bigint,
     recall_id text,
     session_id text,
@@ -670,13 +650,13 @@ returns table (
     deferrals integer,
     timeout_seconds integer,
     default_timeout_seconds integer,
+    silent_token text,
     additional_context_message text,
     internal_comment text,
     metadata jsonb,
     model_text text,
     time_zone text,
     chain_depth integer,
-    silent_token text,
     defer_reason text
 )
 language plpgsql
@@ -698,6 +678,7 @@ declare
     v_next timestamptz;
     v_next_lease timestamptz;
     v_armed bigint;
+    v_next_delivery timestamptz;
     v_recall pgrecall.session_recalls;
 begin
     if claim.up_to is null or claim.up_to < 0 then
@@ -868,6 +849,8 @@ begin
     where workers.id = claim.worker_id
         and workers.seen_at < v_now - interval '30 seconds';
 
+    v_next_delivery := (select min(pending.next_at) from pgrecall.deliveries as pending where pending.next_at is not null);
+
     -- Row by row: a query over the whole array would be planned anew by every call, which costs more than it does.
     v_claimed := v_claimed || v_deferred;
     for v_place in 1..greatest(cardinality(v_claimed), 1) loop
@@ -877,6 +860,7 @@ begin
             pgrecall.clock(),
             v_next,
             v_settled,
+            v_next_delivery,
             v_recall.run_id,
             v_recall.id,
             v_recall.session_id,
@@ -892,13 +876,13 @@ begin
             v_recall.deferrals,
             v_recall.timeout_seconds,
             v_settings.timeout_seconds,
+            v_settings.silent_token,
             v_recall.additional_context_message,
             v_recall.internal_comment,
             v_recall.metadata,
             v_texts[v_place],
             coalesce(v_recall.time_zone, owner.time_zone, 'UTC'),
             v_recall.chain_depth,
-            v_settings.silent_token,
             case when v_recall.run_id is null then v_recall.defer_reason end
         from (select 1) as always
         left join pgrecall.sessions as owner on owner.id = v_recall.session_id;
@@ -906,7 +890,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

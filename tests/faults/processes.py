@@ -42,6 +42,7 @@ class Settings:
         lease: Seconds.
         grace: Seconds.
         safety_interval: Seconds; so long that it never saves anybody.
+        agent: What runs in them, `module:attribute`.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class Settings:
     lease: float = 30.0
     grace: float = 30.0
     safety_interval: float = 3600.0
+    agent: str = "faults.agent:agent"
 
 
 @dataclass(eq=False)
@@ -76,7 +78,7 @@ class WorkerProcess:
 
     def __post_init__(self) -> None:
         options = {
-            "agent": "faults.agent:agent",
+            "agent": self.settings.agent,
             "concurrency": self.settings.concurrency,
             "lease": f"{self.settings.lease:g}s",
             "grace": f"{self.settings.grace:g}s",

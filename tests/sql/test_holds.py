@@ -483,6 +483,34 @@ def test_a_session_may_have_a_limit_of_its_own(db: psycopg.Connection) -> None:
     put_off(db)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update pgrecall.settings set max_runs_per_day = 2",
+        "update pgrecall.settings set max_runs_per_day = null",
+        "update pgrecall.sessions set max_runs_per_day = 2 where id = 's1'",
+    ],
+)
+def test_a_raised_limit_counts_at_once(db: psycopg.Connection, change: str) -> None:
+    db.execute("update pgrecall.settings set max_runs_per_day = 1")
+    add(db, "s1", NOW)
+    finish(db, claim_one(db))
+    name = add(db, "s1", NOW)
+    put_off(db)
+    db.execute(change.encode())
+    assert claim(db).recall_ids == [name]
+
+
+@pytest.mark.parametrize("change", ["idle_for_seconds = null", "max_defer_seconds = 1"])
+def test_new_terms_of_waiting_count_at_once(db: psycopg.Connection, change: str) -> None:
+    value(db, "select pgrecall.touch_session('s1')")
+    name = add(db, "s1", idle_for_seconds=300)
+    put_off(db)
+    set_clock(db, NOW + 2 * SECOND)
+    db.execute(f"update pgrecall.session_recalls set {change}".encode())
+    assert claim(db).recall_ids == [name]
+
+
 def test_a_recurring_recall_pauses_after_its_failures_in_a_row(db: psycopg.Connection) -> None:
     name = add_recurring(db, "s1", pause_after_failures=2)
     for minute, outcome in enumerate(["error", "success", "error", "error"]):

@@ -1,4 +1,4 @@
-"""What one part of the SQL must not do to another: locks in their order, one bad row, limits that are raised."""
+"""What one part of the SQL must not do to another: locks in their order, and one bad row."""
 
 from __future__ import annotations
 
@@ -79,40 +79,3 @@ def test_a_recall_that_cannot_be_left_out_does_not_stop_the_others(
     claim(worker)
     assert recall(host, name)["status"] == "cancelled"
     assert outcomes(host, name) == ["skipped"]
-
-
-@pytest.mark.parametrize(
-    "raised",
-    [
-        "update pgrecall.settings set max_runs_per_day = 2",
-        "update pgrecall.settings set max_runs_per_day = null",
-        "update pgrecall.sessions set max_runs_per_day = 2 where id = 's1'",
-    ],
-)
-def test_what_waits_for_the_next_day_is_due_when_the_limit_is_raised(
-    two: tuple[psycopg.Connection, psycopg.Connection], raised: str
-) -> None:
-    host, worker = two
-    host.execute("update pgrecall.settings set max_runs_per_day = 1")
-    add(host, "s1")
-    finish(worker, claim_one(worker))
-    name = add(host, "s1")
-    assert claim(worker).runs == []
-    assert recall(host, name)["due_at"] > NOW
-    host.execute(raised.encode())
-    assert recall(host, name)["due_at"] == NOW
-    assert claim(worker).recall_ids == [name]
-
-
-def test_a_recall_that_waited_for_a_line_is_due_when_the_line_is_empty(
-    two: tuple[psycopg.Connection, psycopg.Connection],
-) -> None:
-    host, worker = two
-    call(host, "hold_session", session_id="s1", holder="first", lease=MINUTE / 6)
-    call(host, "hold_session", session_id="s1", holder="second", lease=MINUTE, if_held="wait")
-    name = add(host, "s1")
-    set_clock(host, NOW + MINUTE / 2)  # the first has died, the second has not asked again yet
-    (late,) = claim(worker).deferred
-    assert late["defer_reason"] == "a chat waits for the session"
-    assert value(host, "select pgrecall.free_session('s1', 'second')")
-    assert claim(worker).recall_ids == [name]
