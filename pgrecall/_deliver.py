@@ -164,8 +164,10 @@ class Deliverer:
     async def _attempt(self, client: Any, row: DeliveryClaim) -> None:
         try:
             if not self._signer and not self._warned:
+                from pgrecall._post import shown
+
                 self._warned = True
-                logger().warning("webhooks_unsigned", url=row.url)
+                logger().warning("webhooks_unsigned", url=shown(row.url or ""))
             await self._tell(row, *await self._send(client, row))
         finally:
             self._under_way -= 1

@@ -300,7 +300,7 @@ begin
 end;
 $$;
 comment on function pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text) is
-    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _take.';
+    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _assign.';
 
 create or replace function pgrecall._skip_put_off(recall pgrecall.session_recalls)
 returns void
@@ -352,7 +352,7 @@ as $$
     limit 1;
 $$;
 comment on function pgrecall._full_until(text, integer) is
-    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
+    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _assign, with the session locked.';
 
 create or replace function pgrecall._full_reason()
 returns text

@@ -1,4 +1,4 @@
-"""What one part of the SQL must not do to another: locks in their order, one bad row, limits that are raised."""
+"""What one part of the SQL must not do to another: locks in their order, and one bad row."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import psycopg
 import pytest
 from sqltools import (
     HOUR,
+    MINUTE,
     NOW,
     add,
     add_session,
     call,
+    claim,
     claim_one,
     finish,
+    outcomes,
     recall,
     session,
     set_clock,
@@ -56,3 +59,23 @@ def test_a_message_of_the_past_does_not_make_a_session_busy(
         said = f'[{{"role": "user", "content": "Hello.", "created_at": "{at}"}}]'
         call(host, "append_messages", session_id="s1", messages=said)
         assert session(host, "s1")["active_at"] == (NOW - HOUR if at < "2031" else NOW)
+
+
+def test_a_recall_that_cannot_be_left_out_does_not_stop_the_others(
+    two: tuple[psycopg.Connection, psycopg.Connection],
+) -> None:
+    host, worker = two
+    add_session(host, "s2")
+    call(host, "hold_session", session_id="s1", holder="chat", lease=2 * HOUR)
+    name = add(host, "s1", max_defer_seconds=60, on_max_defer="skip")
+    assert claim(worker).runs == []
+    host.execute("alter table pgrecall.session_recalls add constraint of_the_host check (status <> 'cancelled')")
+    set_clock(host, NOW + MINUTE)
+    other = add(host, "s2")
+    assert claim(worker).recall_ids == [other]
+    assert recall(host, name)["status"] == "pending"
+    host.execute("alter table pgrecall.session_recalls drop constraint of_the_host")
+    set_clock(host, NOW + 2 * MINUTE)
+    claim(worker)
+    assert recall(host, name)["status"] == "cancelled"
+    assert outcomes(host, name) == ["skipped"]
