@@ -1,8 +1,8 @@
 """Delivering: replies from the outbox to their URLs, by whichever workers can.
 
-Sleeps until there is something to deliver: it hears of new deliveries from the listener, and every look answers when
-the next one of all workers is due. Asks nothing while nothing is pending. Needs the extra `http`; without it a worker
-leaves deliveries to others.
+Sleeps until there is something to deliver: the listener hears of what the worker's own runs have to say, and each look
+for recalls tells when the next delivery of all workers is due. Asks nothing while nothing is pending. Needs the extra
+`http`; without it a worker leaves deliveries to others.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _PATIENCE = 10.0
 #: For how long nobody else tries what this worker tries.
 _LEASE = timedelta(seconds=60)
 
-#: Seconds after which others look whether the worker whose run it was has seen to it.
+#: Seconds after its time after which a worker tries what another one may be about to try.
 _OTHERS_AFTER = (1.0, 2.0)
+
+#: Seconds within which any worker tries what all were told to.
+_ANY_WITHIN = 0.2
 
 #: Another attempt makes no sense.
 _GONE = 410
@@ -56,7 +59,6 @@ class Deliverer:
         worker_id: Whose.
         database: Where the outbox is.
         monotonic: Maps the server's seconds since 1970 to this process's monotonic clock.
-        poll_interval: Look every so many seconds: for a worker that does not listen.
         signer: Signs the requests.
     """
 
@@ -65,18 +67,13 @@ class Deliverer:
         worker_id: str,
         database: AsyncDatabase,
         monotonic: Callable[[float], float],
-        *,
-        poll_interval: float | None,
         signer: Signer,
     ) -> None:
         self._worker_id = worker_id
         self._database = database
         self._monotonic = monotonic
-        self._poll_interval = poll_interval
         self._signer = signer
         self._can = importlib.util.find_spec("httpx2") is not None
-        #: Set when it has looked once.
-        self.looked = anyio.Event()
         self._alarm = Alarm()
         self._under_way = 0
         self._ended = anyio.Event()
@@ -85,24 +82,30 @@ class Deliverer:
         self._complained = False
         self._failing = Backoff(0.5, 30)
 
-    def look_now(self) -> None:
-        """Something may have been missed."""
-        self._alarm.no_later_than(time.monotonic())
-
     def heard(self, value: str) -> None:
-        """A delivery is due: `<microseconds since 1970> <worker_id>`.
+        """A run has queued a delivery, or an operator wants one tried: `<microseconds since 1970> <worker_id>`.
+
+        Without a worker_id it is for any of them.
 
         Raises:
             ValueError: It is none of ours.
         """
         moment, _, worker_id = value.partition(" ")
         at = self._monotonic(int(moment) / 1e6)
-        # Its own worker first: the others are there in case that one cannot.
-        self._alarm.no_later_than(at if worker_id == self._worker_id else at + random.uniform(*_OTHERS_AFTER))  # noqa: S311
+        if worker_id == self._worker_id:
+            self._alarm.no_later_than(at)
+        elif not worker_id:
+            self._alarm.no_later_than(at + random.uniform(0, _ANY_WITHIN))  # noqa: S311
+
+    def told(self, next_at: datetime | None) -> None:
+        """A look has told when the next delivery of all workers is due."""
+        if next_at is not None:
+            # Its own worker first: the others are there in case that one cannot. And not all at once.
+            at = max(self._monotonic(next_at.timestamp()), time.monotonic())
+            self._alarm.no_later_than(at + random.uniform(*_OTHERS_AFTER))  # noqa: S311
 
     async def run(self) -> None:
         """Delivers until cancelled."""
-        self.look_now()
         if self._can:
             await self._deliver()
         else:
@@ -140,16 +143,8 @@ class Deliverer:
                     self._under_way += 1
                     attempts.start_soon(self._attempt, client, row)
                 if len(claimed) == free:
-                    self.look_now()
-                self._arm(rows[0])
-
-    def _arm(self, look: DeliveryClaim) -> None:
-        if look.next_at is not None:
-            # All workers wait for the same time, so not all at once; and not at once again for one that is locked.
-            at = max(self._monotonic(look.next_at.timestamp()), time.monotonic() + 0.5)
-            self._alarm.no_later_than(at + random.uniform(0, 1))  # noqa: S311
-        if self._poll_interval is not None:
-            self._alarm.no_later_than(time.monotonic() + self._poll_interval)
+                    self._alarm.no_later_than(time.monotonic())
+                self.told(rows[0].next_at)
 
     async def _ask(self, call: calls.Call[Any]) -> list[Any] | None:
         """The answer; None if there was none: then it looks again later."""
@@ -162,8 +157,6 @@ class Deliverer:
                 logger().error("loop_error", worker_id=self._worker_id, error=describe(error))
             self._alarm.no_later_than(time.monotonic() + self._failing.pause())
             return None
-        finally:
-            self.looked.set()
         self._complained = False
         self._failing.reset()
         return rows
@@ -171,8 +164,10 @@ class Deliverer:
     async def _attempt(self, client: Any, row: DeliveryClaim) -> None:
         try:
             if not self._signer and not self._warned:
+                from pgrecall._post import shown
+
                 self._warned = True
-                logger().warning("webhooks_unsigned", url=row.url)
+                logger().warning("webhooks_unsigned", url=shown(row.url or ""))
             await self._tell(row, *await self._send(client, row))
         finally:
             self._under_way -= 1
@@ -246,19 +241,12 @@ class Deliverer:
 
     async def _leave(self) -> None:
         """Says once that there is something to deliver, and that this worker cannot."""
-        while True:
-            await self._alarm.wait()
-            self._alarm.clear()
-            pending = await self._ask(calls.get_deliveries(session_id=None, recall_id=None, status="pending", limit=1))
-            if pending:
-                logger().warning(
-                    "deliveries_left_to_others",
-                    worker_id=self._worker_id,
-                    reason="this worker cannot deliver: httpx2 is not installed; pip install 'pgrecall[http]'",
-                )
-                return
-            if self._poll_interval is not None:
-                self._alarm.no_later_than(time.monotonic() + self._poll_interval)
+        await self._alarm.wait()
+        logger().warning(
+            "deliveries_left_to_others",
+            worker_id=self._worker_id,
+            reason="this worker cannot deliver: httpx2 is not installed; pip install 'pgrecall[http]'",
+        )
 
 
 def _new_client() -> Any:

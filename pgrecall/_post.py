@@ -54,6 +54,14 @@ def _ssl_context() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def shown(url: str) -> str:
+    """A URL without its password, query and fragment, which do not belong into logs and rows."""
+    try:
+        return str(httpx2.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
+    except httpx2.InvalidURL:
+        return "(not a URL)"
+
+
 def new_client() -> httpx2.AsyncClient:
     """A client for this event loop; to be closed."""
     return httpx2.AsyncClient(verify=_ssl_context())

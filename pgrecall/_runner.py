@@ -59,6 +59,7 @@ class Run:
     Attributes:
         recall: What the agent can know.
         timeout: Wall-clock limit in seconds.
+        silent_token: A reply of just this text means that there is nothing to say; None: no such text.
         scope: Cancelled to stop the run.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
@@ -67,6 +68,7 @@ class Run:
 
     recall: CurrentRecall
     timeout: float
+    silent_token: str | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
     stop_reason: StopReason | None = None
@@ -146,7 +148,7 @@ class Runner:
             _clock=self._clock,
             _stop=anyio.Event(),
         )
-        return Run(recall=recall, timeout=timeout)
+        return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
@@ -286,9 +288,11 @@ async def run_agent(
                         reply = await agent.run(
                             session_id=recall.session_id, user_message=recall.additional_context_message
                         )
-                        ending = _ending_of(reply)
-                        if store is not None and ending.messages is not None:
-                            await _save(store, run, ending.messages)
+                        answered = _ending_of(reply, run.silent_token)
+                        if store is not None and answered.messages is not None:
+                            await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
+                        # Not before what it said is saved: else the run is no success.
+                        ending = answered
         except Retry as request:
             ending = _retry(request)
         except GiveUp as request:
@@ -336,7 +340,7 @@ def _gave_up(request: GiveUp) -> Ending:
     return Ending(outcome="error", error=describe(request), reason=request.reason)
 
 
-def _ending_of(answer: Any) -> Ending:
+def _ending_of(answer: Any, silent_token: str | None) -> Ending:
     """How a run ended whose agent has returned this."""
     match answer:
         case Retry():
@@ -356,9 +360,11 @@ def _ending_of(answer: Any) -> Ending:
             calls.as_json(value if name == "usage" else list(value or ()))
         except (RecallError, TypeError) as error:
             return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
+    reply = _last_said(result.messages or ()) if result.reply is None else result.reply
+    has_nothing_to_say = result.silent or (silent_token is not None and (reply or "").strip(" \t\r\n") == silent_token)
     return Ending(
-        outcome="silent" if result.silent else "success",
-        reply=_last_said(result.messages or ()) if result.reply is None else result.reply,
+        outcome="silent" if has_nothing_to_say else "success",
+        reply=reply,
         usage=result.usage,
         messages=result.messages,
     )
@@ -375,15 +381,19 @@ def _unusable(error: str) -> Ending:
     return Ending(outcome="error", error=error)
 
 
-async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Adds what the agent said to the host's session, with the ids that the default store gives."""
+async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]], *, in_history: bool) -> None:
+    """Adds what the agent said to the host's session, with the ids that the default store gives.
+
+    Not in_history: to the model's context only.
+    """
     session = await store.get(run.recall.session_id)
     if session is None:
         return
     replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
     for place, message in enumerate(messages, 1):
         name = "reply" if replies and place == replies[-1] else str(place)
-        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}"})
+        shown = in_history and message.get("in_history", True)
+        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}", "in_history": shown})
     await store.save(session)
 
 

@@ -31,8 +31,8 @@ class RunResult:
         reply: What it answers; None or an empty text: nothing.
         silent: It has nothing to say, and that is a success: the outcome is `silent`, the reply is recorded and goes
             nowhere else.
-        usage: What the run has used, JSON. The names that pgrecall adds up are `input_tokens`, `output_tokens`,
-            `requests`, `tool_calls` and `cost_usd`.
+        usage: What the run has used, JSON. The adapters use the names `input_tokens`, `output_tokens`, `requests`,
+            `tool_calls` and `cost_usd`.
         messages: What the session gets in place of the reply, in order: objects with `role` and `content`, and
             optionally `metadata`, `in_history` and `in_context`. In the default store they are written in the
             transaction that records the outcome, so they are there once and only if the run counts. The last one with
@@ -120,7 +120,7 @@ class CurrentRecall:
         next_at: The next occurrence of a recurring recall, or None.
         attempt: 1 for the first run of this occurrence.
         max_attempts: How many runs the occurrence may take.
-        deferrals: How often it was put off because its session was taken.
+        deferrals: How often it was put off: its session was taken, not quiet, or had had its runs of a day.
         additional_context_message: What the agent is told.
         internal_comment: The comment for people, or None.
         metadata: What the caller of schedule_recall gave.

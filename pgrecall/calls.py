@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -146,6 +146,12 @@ def _object(name: str, value: object) -> str | None:
     if not isinstance(value, Mapping):
         raise InvalidRecallError(f"{name} is {shown(value)}, which is no mapping")
     return as_json(dict(value))
+
+
+def _messages(messages: object) -> str:
+    if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
+        raise InvalidRecallError(f"messages is {shown(messages)}, which is no sequence of messages")
+    return as_json(list(messages))
 
 
 def as_json(value: object) -> str:
@@ -515,7 +521,7 @@ def report_run(
             reply=_text("reply", reply),
             error=_text("error", error),
             usage=_object("usage", usage),
-            messages=None if messages is None else as_json(list(messages)),
+            messages=None if messages is None else _messages(messages),
         ),
     )
 

@@ -176,19 +176,25 @@ class Line:
             self._by_id = {waiter_id: event for waiter_id, event in self._by_id.items() if event is not place.event}
             if not self._waiting and self._task is not None:
                 task, self._task = self._task, None
+                self._hears = False
                 task.cancel()
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([task])
 
     async def _listen(self) -> None:
         failing = Backoff(0.1, 3)
-        while True:
+        this = asyncio.current_task()
+        # A cancellation can get lost on the way: asyncio.wait_for of Python 3.11 forgets it if what it waits for comes
+        # at the same time, and an error of the connection may come in its place. So we look whether we are wanted.
+        while self._task is this:
             try:
                 async with await connect_async(self._dsn) as connection:
                     if connection.is_pooled:
                         return
                     async with answered_within(_ASK * 10, "LISTEN"):
                         await connection.execute(f"listen {CHANNEL}".encode())
+                    if self._task is not this:
+                        return
                     # Whoever was told before has missed it.
                     self._hears = True
                     for event in self._waiting:
@@ -201,8 +207,10 @@ class Line:
             except (psycopg.Error, RecallError) as error:
                 _not_heard(error)
             finally:
-                self._hears = False
-            await asyncio.sleep(failing.pause())
+                if self._task is this:
+                    self._hears = False
+            if self._task is this:
+                await asyncio.sleep(failing.pause())
 
 
 class Place:
@@ -289,15 +297,19 @@ class Hold(_Terms):
             return
         try:
             async with asyncio.timeout(self._wait) as limit, self._line.place() as place:
-                while not hold.held:
+                # Not only until it is cancelled, which can get lost, see Line._listen.
+                while not limit.expired():
                     assert hold.waiter_id is not None  # noqa: S101 (who is not refused has a place)
                     await place.turn(hold.waiter_id, self._pause(hold))
                     asked_at = time.monotonic()
                     hold = (await self._database.run(self._ask()))[0]
+                    if hold.held:
+                        break
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _still_held(hold, self._wait or 0) from None
+        if not hold.held:
+            raise _still_held(hold, self._wait or 0)
         self._has(hold, asked_at)
 
     async def _renew(self) -> None:
@@ -311,12 +323,18 @@ class Hold(_Terms):
                 break
             try:
                 async with asyncio.timeout(self._good_until - asked_at):
-                    if not (await self._database.run(self._renewal()))[0]:
-                        self._lose(_WANTED)
-                        break
+                    is_held = (await self._database.run(self._renewal()))[0]
             except (psycopg.Error, RecallError, TimeoutError):
+                if self._is_over:
+                    return
                 next_at = min(time.monotonic() + failing.pause(), self._good_until)
                 continue
+            if self._is_over:
+                # We were cancelled and have not heard of it, see Line._listen. Nobody would cancel us again.
+                return
+            if not is_held:
+                self._lose(_WANTED)
+                break
             failing.reset()
             self._renewed(asked_at)
             next_at = self._renew_at()

@@ -96,6 +96,7 @@ class ClaimRow:
     now_at: datetime
     next_due_at: datetime | None
     settled: bool
+    next_delivery_at: datetime | None
     run_id: int | None
     recall_id: str | None
     session_id: str
@@ -108,6 +109,7 @@ class ClaimRow:
     deferrals: int
     timeout_seconds: int | None
     default_timeout_seconds: int
+    silent_token: str | None
     additional_context_message: str
     internal_comment: str | None
     metadata: dict[str, Any]

@@ -157,8 +157,7 @@ class Worker:
             self.worker_id,
             self._database,
             self._clock.monotonic,
-            poll_interval=poll_interval,
-            signer=Signer(webhook_secret),
+            Signer(webhook_secret),
         )
 
         self._runs: dict[int, Run] = {}
@@ -265,7 +264,6 @@ class Worker:
                     )
                 background.start_soon(self._guard_lease, lease)
                 background.start_soon(self._deliverer.run)
-                await self._deliverer.looked.wait()
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
                     # In a task of its own: cancelling the host's task must not tear a claim from its answer.
@@ -317,7 +315,6 @@ class Worker:
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
         self._look_now()
-        self._deliverer.look_now()
         for run in self._runs.values():
             run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
 
@@ -430,6 +427,7 @@ class Worker:
             async with database.answered_within(self._patience, "claim()"):
                 rows = await self._looks.run(call)
         self._clock.sample(rows[0].now_at)
+        self._deliverer.told(rows[0].next_delivery_at)
         return rows
 
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:

@@ -80,6 +80,8 @@ VALUES: dict[str, list[Any]] = {
     "integer": [0, -1, 1, 2**31 - 1, -(2**31)],
     "bigint": [0, -1, 1, 2**63 - 1, -(2**63)],
     "boolean": [True, False],
+    "double precision": ["0", "-1", "0.5", "NaN", "Infinity", "-Infinity", "1e308", "1e-308", "3e8"],
+    "regclass": ["0", "4294967295", "pg_class", "pgrecall.sessions", "pgrecall.run_ids", "pgrecall.recalls_due"],
     "interval": [
         "0",
         "-1 second",

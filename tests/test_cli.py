@@ -303,11 +303,17 @@ def test_schedule_passes_every_option_on(run: Run, connection: psycopg.Connectio
             "2031-06-01T00:00:00Z", "--comment", "from ops", "--create-session", "--user-id", "cleo",
             "--idempotency-key", "k", "--max-attempts", "7", "--timeout", "90", "--metadata", '{"a": [1]}', "--id",
             "mine", "--idle-for", "5m", "--max-defer", "2h", "--on-max-defer", "skip", "--on-interrupt", "skip",
-            "--pause-after-failures", "4", "--deliver-to", "https://example.com/hook", "--json",
+            "--pause-after-failures", "3", "--deliver-to", "https://example.com/hook", "--json",
         )
     )  # fmt: skip
     wanted = {
         "id": "mine",
+        "idle_for_seconds": 300,
+        "max_defer_seconds": 7200,
+        "on_max_defer": "skip",
+        "on_interrupt": "skip",
+        "pause_after_failures": 3,
+        "deliver_to": "https://example.com/hook",
         "session_id": "new",
         "additional_context_message": "hello",
         "call_type": "recurring",
@@ -318,12 +324,6 @@ def test_schedule_passes_every_option_on(run: Run, connection: psycopg.Connectio
         "idempotency_key": "k",
         "max_attempts": 7,
         "timeout_seconds": 90,
-        "idle_for_seconds": 300,
-        "max_defer_seconds": 7200,
-        "on_max_defer": "skip",
-        "on_interrupt": "skip",
-        "pause_after_failures": 4,
-        "deliver_to": "https://example.com/hook",
         "metadata": {"a": [1]},
         "status": "pending",
     }
@@ -390,6 +390,8 @@ def test_a_time_without_a_zone_is_refused_with_the_right_form(option: str) -> No
         (["--metadata", "{"], "not JSON"),
         (["--metadata", "[1]"], "not a JSON object"),
         (["--max-attempts", "0"], "max attempts"),
+        (["--idle-for", "0.5s"], "whole seconds"),
+        (["--deliver-to", "mailto:ann"], "http url"),
         (["--id", "a\x00b"], "NUL"),
     ],
 )

@@ -97,7 +97,8 @@ async def test_without_a_secret_replies_go_unsigned_and_the_log_says_so_once(
         with structlog.testing.capture_logs() as events:
             async with working(database, agent):
                 for session_id in ("s1", "s2"):
-                    await db.recall(session_id, deliver_to=receiver.url)
+                    secret_url = receiver.url.replace("://", "://user:hidden@") + "?key=hidden#hidden"
+                    await db.recall(session_id, deliver_to=secret_url)
 
                 async def both() -> bool:
                     return await db("select count(*) from pgrecall.deliveries where status = 'delivered'") == [2]
@@ -105,6 +106,7 @@ async def test_without_a_secret_replies_go_unsigned_and_the_log_says_so_once(
                 await until(both)
         assert "webhook-signature" not in receiver.requests[0].headers
         assert [event["event"] for event in events].count("webhooks_unsigned") == 1
+        assert "hidden" not in repr(events)
 
 
 async def test_every_reply_is_delivered_once_by_several_workers(database: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from faults.proxy import Proxy
 from sqltools import add_session, session, value, wait_until
 from workertools import sql, until
 
-from pgrecall import HoldLostError, RecallScheduler, SyncRecallScheduler
+from pgrecall import HoldLostError, RecallScheduler, SessionHeldError, SyncRecallScheduler, holds
+from pgrecall import database as database_module
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +78,56 @@ async def test_a_chat_that_ends_while_it_learns_that_its_hold_is_lost_is_told_so
         assert task is not None
         assert task.cancelling() == 0
         await asyncio.sleep(0)  # no cancellation is left over
+
+
+async def test_a_chat_that_ends_while_its_renewal_gets_a_connection_ends(database: str) -> None:
+    async with sql(database) as query, RecallScheduler(database, pool_size=1) as scheduler:
+        await query.session("s")
+        async with asyncio.timeout(10), scheduler.hold_session("s", holder="alice", lease=0.6):  # noqa: SIM117
+            async with scheduler.database._borrowed():
+                await asyncio.sleep(0.3)
+            # The renewal, which waited for this connection, has it now and does not hear that it is cancelled: so it is
+            # with psycopg_pool on Python 3.11, see its asyncio.wait_for.
+        assert await query("select holder from pgrecall.sessions") == [None]
+
+
+async def test_a_chat_in_line_that_is_served_by_a_deaf_listener_goes_on(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = database_module.connect_async
+
+    async def connect_uncancelled(dsn: str) -> Any:
+        try:
+            connection = await connect(dsn)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await connection.close()
+            raise psycopg.OperationalError("the connection ended just then") from None
+
+    monkeypatch.setattr(holds, "connect_async", connect_uncancelled)
+    async with sql(database) as query, RecallScheduler(database) as scheduler:
+        await query.session("s")
+        await query("select pgrecall.hold_session('s', 'alice', '0.5 seconds')")
+        async with asyncio.timeout(10), scheduler.hold_session("s", holder="bob", if_held="wait"):
+            assert await query("select holder from pgrecall.sessions") == ["bob"]
+
+
+async def test_a_chat_waits_no_longer_than_it_said_though_the_word_was_lost(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def deaf(*_: object) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.7)
+
+    monkeypatch.setattr(holds.Place, "turn", deaf)
+    async with sql(database) as query, RecallScheduler(database) as scheduler:
+        await query.session("s")
+        await query("select pgrecall.hold_session('s', 'alice')")
+        async with asyncio.timeout(10):
+            with pytest.raises(SessionHeldError):
+                async with scheduler.hold_session("s", holder="bob", if_held="wait", wait=0.5):
+                    raise AssertionError("alice has it")
+        assert await query("select count(*) from pgrecall.session_waiters") == [0]
 
 
 async def test_a_lost_hold_is_freed_at_once(database: str) -> None:

@@ -10,7 +10,15 @@ import pytest
 from structlog.testing import capture_logs
 from workertools import Recorder, sql, working
 
-from pgrecall import CurrentRecall, PostgresSessionStore, RecallScheduler, Retry, Session, SessionNotFoundError
+from pgrecall import (
+    CurrentRecall,
+    PostgresSessionStore,
+    RecallScheduler,
+    Retry,
+    RunResult,
+    Session,
+    SessionNotFoundError,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -212,3 +220,48 @@ async def test_a_store_that_fails_before_the_agent_was_reached_is_tried_again(da
             ("success", None),
         ]
     assert len(agent.runs) == 1
+
+
+SAID = [{"role": "tool", "content": "42"}, {"role": "assistant", "content": "It is 42."}]
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (RunResult(messages=SAID), ["42", "It is 42."]),
+        (RunResult(messages=SAID, silent=True), []),
+        (RunResult(messages=[*SAID[:1], {"role": "assistant", "content": " [SILENT]\n"}]), []),
+    ],
+)
+async def test_a_hosts_own_store_gets_what_was_said_and_shows_nothing_of_a_silent_run(
+    database: str, result: RunResult, shown: list[str]
+) -> None:
+    host = HostStore("s1")
+
+    async def agent(session_id: str, user_message: str) -> RunResult:
+        return result
+
+    async with sql(database) as db, working(database, agent, store=host):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+        outcome = await db("select outcome from pgrecall.recall_runs")
+    assert outcome == ["success" if shown else "silent"]
+    session = host.sessions["s1"]
+    assert [message["content"] for message in session.messages[1:]] == shown
+    assert [message["id"][-2:] for message in session.context.messages[1:]] == [":1", "ly"]
+
+
+async def test_a_run_is_no_success_if_the_hosts_store_does_not_save_what_was_said(database: str) -> None:
+    class Full(HostStore):
+        async def save(self, session: Any) -> None:
+            if len(session.messages) > 1:
+                raise OSError("no space left")
+            await super().save(session)
+
+    async def agent(session_id: str, user_message: str) -> RunResult:
+        return RunResult(messages=SAID)
+
+    async with sql(database) as db, working(database, agent, store=Full("s1")):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"), "failed")
+        assert await db("select outcome, error from pgrecall.recall_runs") == [("error", "OSError: no space left")]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypedDict
-
-os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"  # read at import
 
 import agents
 import anyio
@@ -297,7 +294,11 @@ async def test_openai_agents_lets_a_model_schedule_from_inside_its_run(database:
         model = ScriptedModel(
             [[function_call("schedule_recall", IN_AN_HOUR, call_id="c1")], [assistant_message("until then")]]
         )
-        result = await agents.Runner.run(agents.Agent(name="a", model=model, tools=[*made]), user_message)
+        result = await agents.Runner.run(
+            agents.Agent(name="a", model=model, tools=[*made]),
+            user_message,
+            run_config=agents.RunConfig(tracing_disabled=True),
+        )
         model.assert_complete()
         (output,) = [item.output for item in result.new_items if isinstance(item, agents.ToolCallOutputItem)]
         assert "scheduled" in str(output)

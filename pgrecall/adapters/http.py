@@ -22,7 +22,7 @@ from pgrecall.webhooks import MOST_BYTES, Answer, Signer, read_answer, webhook_i
 try:
     import httpx2
 
-    from pgrecall._post import Answered, NotAnsweredError, new_client, post
+    from pgrecall._post import Answered, NotAnsweredError, new_client, post, shown
 except ModuleNotFoundError as _error:
     if _error.name != "httpx2":
         raise
@@ -68,8 +68,7 @@ class HTTPAgent:
         client: httpx2.AsyncClient | None = None,
     ) -> None:
         self._url = _checked_url("url", url)
-        # Passwords and keys do not belong into logs and rows.
-        self._shown = str(httpx2.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
+        self._shown = shown(url)
         callback_url = callback_url or os.environ.get(CALLBACK_VARIABLE) or None
         self._callback_url = callback_url and _checked_url("callback_url", callback_url).rstrip("/")
         if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):

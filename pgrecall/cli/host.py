@@ -122,7 +122,7 @@ def _table(connection: psycopg.Connection[Any], name: str) -> str:
             """,
             [name],
         ).fetchone()
-    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError, UnicodeEncodeError):
+    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError, UnicodeError):
         row = None  # a text that cannot be the name of a table
     if row is None:
         raise WrongUsage(

@@ -61,7 +61,7 @@ def _address(_context: click.Context, _option: click.Parameter, given: str | Non
 
 def _url(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
     if given is not None and not re.fullmatch(r"https?://[!-~]+", given):
-        raise WrongValue(f"{given[:100]!r} is not a URL", hint="For example https://worker.example.com/callbacks.")
+        raise WrongValue(f"{given!r} is no URL", hint="For example https://recalls.example.com/callbacks.")
     return given
 
 

@@ -95,6 +95,12 @@ begin
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
             new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
             new.defer_reason := null;
+        elsif new.defer_reason is not null
+            and (new.idle_for_seconds, new.max_defer_seconds, new.on_max_defer)
+                is distinct from (old.idle_for_seconds, old.max_defer_seconds, old.on_max_defer)
+        then
+            -- It was put off by the old terms: the next look weighs it by the new ones.
+            new.not_before := case when new.status = 'running' then new.trigger_at end;
         elsif old.status <> 'running' and new.status = 'running' and new.run_id is null then
             -- Another service takes it to run it itself.
             new.not_before := null;
@@ -173,6 +179,26 @@ end;
 $$;
 comment on function pgrecall._before_recalls_truncate() is
     'Stops all runs when session_recalls is truncated, and records every occurrence that had not ended. Called by the trigger recalls_truncate. Notifies: channel pgrecall, payload ''stop all''.';
+
+create or replace function pgrecall._after_user_message()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_at constant timestamptz := least(new.created_at, pgrecall.clock());
+begin
+    update pgrecall.sessions
+    set active_at = v_at
+    where sessions.id = new.session_id
+        and (sessions.active_at is null or sessions.active_at < v_at);
+    return null;
+end;
+$$;
+comment on function pgrecall._after_user_message() is
+    'Records that somebody has spoken in a session. Called by the trigger message_of_user at commit: whoever adds a message and then changes a recall keeps to the lock order, recall before session. Locks: the session row.';
 
 create or replace function pgrecall._after_settings_update()
 returns trigger

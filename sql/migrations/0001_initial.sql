@@ -356,13 +356,13 @@ comment on column pgrecall.session_recalls.end_at is 'No occurrence of a recurri
 comment on column pgrecall.session_recalls.max_attempts is
     'How many runs an occurrence may take, counting those whose worker died.';
 comment on column pgrecall.session_recalls.timeout_seconds is
-    'Wall-clock limit of one run in seconds; null: the worker''s own (600 by default).';
+    'Wall-clock limit of one run in seconds; null: the worker''s own, else settings.timeout_seconds.';
 comment on column pgrecall.session_recalls.idle_for_seconds is
     'No run before nobody has spoken with the agent for so long, see sessions.active_at; null: at once.';
 comment on column pgrecall.session_recalls.max_defer_seconds is
     'The longest that an occurrence is put off, in seconds from its first deferral; then on_max_defer decides. A limit of runs a day is kept all the same.';
 comment on column pgrecall.session_recalls.on_max_defer is
-    'run: idle_for_seconds no longer counts, and a chat''s hold is not renewed any more, so that it ends within its lease. skip: the occurrence is left out.';
+    'run: idle_for_seconds and chats in line no longer count, and a chat''s hold is not renewed any more, so that it ends within its lease. skip: the occurrence is left out.';
 comment on column pgrecall.session_recalls.on_interrupt is
     'What becomes of an occurrence whose run a chat has interrupted. retry: it runs again when the chat has ended, and the attempt is not counted. skip: it is left out.';
 comment on column pgrecall.session_recalls.pause_after_failures is
@@ -455,7 +455,7 @@ comment on column pgrecall.recall_runs.started_at is 'When the agent was reached
 comment on column pgrecall.recall_runs.lateness is 'started_at minus nominal_at; for a retry this includes the backoff.';
 comment on column pgrecall.recall_runs.attempt is '1 for the first run of an occurrence; 0: it did not run.';
 comment on column pgrecall.recall_runs.outcome is
-    'success; silent (success with nothing to say); error; timeout; interrupted (told to stop: cancelled, deleted, worker shut down); lost (its worker died or lost its lease); skipped (by request, or its session was gone); missed (its time passed while the occurrence before it was late or still running).';
+    'success; silent (success with nothing to say); error; timeout; interrupted (told to stop: cancelled, deleted, by a chat, worker shut down); lost (its worker died or lost its lease); skipped (by request, put off for max_defer_seconds, or its session was gone); missed (its time passed while the occurrence before it was late or still running).';
 comment on column pgrecall.recall_runs.reason is 'Why, for outcomes that need one.';
 comment on column pgrecall.recall_runs.reply is 'What the agent answered; null or empty: nothing.';
 comment on column pgrecall.recall_runs.usage is 'Tokens, cost, turns: what the agent reported.';
@@ -599,6 +599,16 @@ for each row
 execute function pgrecall._before_recall_update();
 comment on trigger recall_update on pgrecall.session_recalls is
     'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled.';
+
+create constraint trigger message_of_user
+after insert on pgrecall.session_messages
+deferrable initially deferred
+for each row
+-- What a run has said has its number, whatever the role.
+when (new.role = 'user' and not new.metadata ? 'run_id')
+execute function pgrecall._after_user_message();
+comment on trigger message_of_user on pgrecall.session_messages is
+    'Somebody has spoken: recalls with idle_for_seconds count from here.';
 
 create trigger settings_update
 after update on pgrecall.settings

@@ -4,7 +4,7 @@
 -- SQLSTATEs raised here, one exception class each in Python:
 --   PR001 the session has a pending recall    PR002 no such session    PR003 no such recall
 --   PR004 the recall's status does not allow it                        PR005 an argument makes no sense
--- and in 45_holds.sql PR006.
+-- and in 45_holds.sql PR006, in 77_agents.sql PR007, in 90_host.sql PR008.
 
 create or replace function pgrecall._next_occurrence(recall pgrecall.session_recalls, after timestamptz)
 returns timestamptz

@@ -300,7 +300,7 @@ begin
 end;
 $$;
 comment on function pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text) is
-    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _take.';
+    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _assign.';
 
 create or replace function pgrecall._skip_put_off(recall pgrecall.session_recalls)
 returns void
@@ -352,7 +352,7 @@ as $$
     limit 1;
 $$;
 comment on function pgrecall._full_until(text, integer) is
-    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _take, with the session locked.';
+    'When a session that may have so many runs in 24 hours may have its next one; null: it has had fewer. Called by _assign, with the session locked.';
 
 create or replace function pgrecall._full_reason()
 returns text
@@ -392,13 +392,14 @@ $$;
 comment on function pgrecall._weigh_again(text) is
     'Makes recalls due that the limit of runs a day has put off, those of a session or (null) of all sessions without a limit of their own: the next claim weighs them by the limit of then. Called by the triggers settings_update and session_limit_update. Locks: these recalls, skipping locked ones. Notifies: through the trigger announce_update.';
 
-create or replace function pgrecall._take(
+create or replace function pgrecall._assign(
     worker_id text,
-    up_to integer,
     at_time timestamptz,
     inject boolean,
     settings pgrecall.settings,
-    out looked integer,
+    recalls pgrecall.session_recalls[],
+    sessions pgrecall.sessions[],
+    suspects boolean[],
     out taken pgrecall.session_recalls[],
     out texts text[],
     out put_off pgrecall.session_recalls[]
@@ -406,39 +407,25 @@ create or replace function pgrecall._take(
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
+-- Planning it costs more than doing it, and it is a few rows by their keys whatever the arguments are.
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
     with due as materialized (
-        select recall, session
-        from pgrecall.session_recalls as recall
-        join pgrecall.sessions as session on session.id = recall.session_id
-        where recall.due_at <= _take.at_time
-            -- Suspects keep apart, so that none of them is failed by another one.
-            and not (
-                recall.attempt > 0
-                and pgrecall._is_suspect(recall)
-                and exists (
-                    select
-                    from pgrecall.session_recalls as held
-                    where held.run_id is not null
-                        and held.worker_id = _take.worker_id
-                        and pgrecall._is_suspect(held)
-                )
-            )
-        order by recall.due_at
-        limit _take.up_to
-        for no key update of recall, session skip locked
+        select
+            _assign.recalls[locked.place] as recall,
+            _assign.sessions[locked.place] as session,
+            locked.is_suspect
+        from unnest(_assign.suspects) with ordinality as locked (is_suspect, place)
     ),
     -- What stands in the way, and until when. A run and a chat have the session; a chat in line comes before any run;
     -- then the recall's own wish for quiet, and the session's limit. Who was put off for long enough, and is not to be
     -- left out for it, passes over the line and the wish, but never over a hold.
-    weighed as materialized (
+    ranked as materialized (
         select
             (due.recall).id,
             (due.recall).session_id,
-            (due.recall).due_at,
-            (due.recall).attempt > 0 and pgrecall._is_suspect(due.recall) as is_suspect,
             patience.is_over,
             (due.session).run_id,
             (due.session).holder,
@@ -448,19 +435,22 @@ begin
             full_session.until as full_until,
             case
                 when (due.session).run_id is not null
-                    and coalesce((due.session).held_until, 'infinity') > _take.at_time then 'run'
-                when (due.session).run_id is null and (due.session).held_until > _take.at_time then 'chat'
-                when (due.session).line_until > _take.at_time and not patience.passes then 'line'
-                when quiet.from_at > _take.at_time and not patience.passes then 'quiet'
-                when full_session.until > _take.at_time then 'full'
+                    and coalesce((due.session).held_until, 'infinity') > _assign.at_time then 'run'
+                when (due.session).run_id is null and (due.session).held_until > _assign.at_time then 'chat'
+                when (due.session).line_until > _assign.at_time and not patience.passes then 'line'
+                when quiet.from_at > _assign.at_time and not patience.passes then 'quiet'
+                when full_session.until > _assign.at_time then 'full'
             end as obstacle,
             row_number() over (
                 partition by (due.recall).session_id order by (due.recall).due_at, (due.recall).id
-            ) as place
+            ) as place,
+            due.is_suspect
+                and row_number() over (partition by due.is_suspect order by (due.recall).due_at, (due.recall).id) > 1
+                as keeps_apart
         from due
         cross join lateral (
             select coalesce(
-                (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _take.at_time,
+                (due.recall).deferred_since + make_interval(secs => (due.recall).max_defer_seconds) <= _assign.at_time,
                 false
             ) as is_over
         ) as bound
@@ -472,21 +462,13 @@ begin
         ) as quiet
         cross join lateral (
             select case
-                when coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day) is not null
+                when coalesce((due.session).max_runs_per_day, (_assign.settings).max_runs_per_day) is not null
                     then pgrecall._full_until(
                         (due.recall).session_id,
-                        coalesce((due.session).max_runs_per_day, (_take.settings).max_runs_per_day)
+                        coalesce((due.session).max_runs_per_day, (_assign.settings).max_runs_per_day)
                     )
             end as until
         ) as full_session
-    ),
-    ranked as materialized (
-        select
-            weighed.*,
-            weighed.is_suspect
-                and row_number() over (partition by weighed.is_suspect order by weighed.due_at, weighed.id) > 1
-                as keeps_apart
-        from weighed
     ),
     chosen as materialized (
         select
@@ -502,8 +484,8 @@ begin
         update pgrecall.session_recalls as recall
         set status = 'running',
             run_id = chosen.run_id,
-            worker_id = _take.worker_id,
-            claimed_at = _take.at_time,
+            worker_id = _assign.worker_id,
+            claimed_at = _assign.at_time,
             nominal_at = recall.trigger_at,
             attempt = recall.attempt + 1,
             not_before = null,
@@ -521,7 +503,7 @@ begin
                     when 'quiet' then ranked.quiet_from
                     when 'full' then ranked.full_until
                     else least(
-                        _take.at_time + interval '60 seconds',
+                        _assign.at_time + interval '60 seconds',
                         case ranked.obstacle
                             when 'run' then ranked.held_until
                             when 'chat' then ranked.held_until
@@ -531,12 +513,12 @@ begin
                 end,
                 case
                     when not ranked.is_over
-                        then coalesce(recall.deferred_since, _take.at_time)
+                        then coalesce(recall.deferred_since, _assign.at_time)
                             + make_interval(secs => recall.max_defer_seconds)
                 end
             ),
             deferrals = least(recall.deferrals + 1, 1000000000),
-            deferred_since = coalesce(recall.deferred_since, _take.at_time),
+            deferred_since = coalesce(recall.deferred_since, _assign.at_time),
             defer_reason = case ranked.obstacle
                 when 'run' then 'session held by run ' || ranked.run_id
                 when 'chat' then 'session held by the chat ' || ranked.holder
@@ -554,8 +536,8 @@ begin
     taken as (
         update pgrecall.sessions as session
         set run_id = coalesce(chosen.run_id, session.run_id),
-            holder = case when chosen.run_id is null then session.holder else _take.worker_id end,
-            held_since = case when chosen.run_id is null then session.held_since else _take.at_time end,
+            holder = case when chosen.run_id is null then session.holder else _assign.worker_id end,
+            held_since = case when chosen.run_id is null then session.held_since else _assign.at_time end,
             held_until = case when chosen.run_id is null then session.held_until end,
             interrupted_by = case when chosen.run_id is null then session.interrupted_by end,
             wanted_by = case when chosen.run_id is null then coalesce(deferred.wanted_by, session.wanted_by) end,
@@ -581,8 +563,7 @@ begin
     told as materialized (
         select
             claimed.recall,
-            row_number() over (order by (claimed.recall).id) as place,
-            pgrecall._model_text(claimed.recall, (due.session).time_zone, _take.at_time, (_take.settings).message_template)
+            pgrecall._model_text(claimed.recall, (due.session).time_zone, _assign.at_time, (_assign.settings).message_template)
                 as model_text
         from claimed
         join due on (due.recall).id = (claimed.recall).id
@@ -597,21 +578,92 @@ begin
             told.model_text,
             jsonb_build_object('recall_id', (told.recall).id, 'run_id', (told.recall).run_id)
         from told
-        where _take.inject
+        where _assign.inject
         -- A further attempt finds it there, and the model is told the attempt and the time of this one.
         on conflict on constraint message_id_is_unique_in_its_session do update
         set model_text = excluded.model_text
     )
     select
-        (select count(*) from due)::integer,
-        coalesce((select array_agg(told.recall order by told.place) from told), array[]::pgrecall.session_recalls[]),
-        coalesce((select array_agg(told.model_text order by told.place) from told), array[]::text[]),
+        coalesce(fired.recalls, array[]::pgrecall.session_recalls[]),
+        coalesce(fired.texts, array[]::text[]),
         coalesce((select array_agg(deferred.recall) from deferred), array[]::pgrecall.session_recalls[])
-    into looked, taken, texts, put_off;
+    into taken, texts, put_off
+    from (
+        select
+            array_agg(told.recall order by (told.recall).nominal_at, (told.recall).id) as recalls,
+            array_agg(told.model_text order by (told.recall).nominal_at, (told.recall).id) as texts
+        from told
+    ) as fired;
+end;
+$$;
+comment on function pgrecall._assign(text, timestamptz, boolean, pgrecall.settings, pgrecall.session_recalls[], pgrecall.sessions[], boolean[]) is
+    'Gives due recalls and their sessions to a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by _take, which has locked them.';
+
+create or replace function pgrecall._take(
+    worker_id text,
+    up_to integer,
+    at_time timestamptz,
+    inject boolean,
+    settings pgrecall.settings,
+    out looked integer,
+    out taken pgrecall.session_recalls[],
+    out texts text[],
+    out put_off pgrecall.session_recalls[]
+)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_recalls pgrecall.session_recalls[];
+    v_sessions pgrecall.sessions[];
+    v_suspects boolean[];
+begin
+    select
+        array_agg(due.recall),
+        array_agg(due.session),
+        coalesce(array_agg(due.is_suspect), array[]::boolean[])
+    into v_recalls, v_sessions, v_suspects
+    from (
+        select
+            recall,
+            session,
+            recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
+        from pgrecall.session_recalls as recall
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where recall.due_at <= _take.at_time
+            -- Suspects keep apart, so that none of them is failed by another one.
+            and not (
+                recall.attempt > 0
+                and pgrecall._is_suspect(recall)
+                and exists (
+                    select
+                    from pgrecall.session_recalls as held
+                    where held.run_id is not null
+                        and held.worker_id = _take.worker_id
+                        and pgrecall._is_suspect(held)
+                )
+            )
+        order by recall.due_at
+        limit _take.up_to
+        for no key update of recall, session skip locked
+    ) as due;
+    looked := cardinality(v_suspects);
+    if looked = 0 then
+        taken := array[]::pgrecall.session_recalls[];
+        texts := array[]::text[];
+        put_off := array[]::pgrecall.session_recalls[];
+        return;
+    end if;
+    select assigned.taken, assigned.texts, assigned.put_off
+    into taken, texts, put_off
+    from pgrecall._assign(
+        _take.worker_id, _take.at_time, _take.inject, _take.settings, v_recalls, v_sessions, v_suspects
+    ) as assigned;
 end;
 $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
-    'Takes due recalls and their sessions for a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
+    'Takes due recalls and their sessions for a worker as _assign says; looked is how many there were. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -623,6 +675,7 @@ returns table (
     now_at timestamptz,
     next_due_at timestamptz,
     settled boolean,
+    next_delivery_at timestamptz,
     run_id bigint,
     recall_id text,
     session_id text,
@@ -635,6 +688,7 @@ returns table (
     deferrals integer,
     timeout_seconds integer,
     default_timeout_seconds integer,
+    silent_token text,
     additional_context_message text,
     internal_comment text,
     metadata jsonb,
@@ -661,7 +715,9 @@ declare
     v_settled boolean := false;
     v_next timestamptz;
     v_next_lease timestamptz;
+    v_next_delivery timestamptz;
     v_armed bigint;
+    v_recall pgrecall.session_recalls;
 begin
     if claim.up_to is null or claim.up_to < 0 then
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
@@ -743,10 +799,23 @@ begin
         end;
         if cardinality(v_deferred) > 0 then
             v_made_due := true;
-            perform pgrecall._skip_put_off(late)
-            from unnest(v_deferred) as late
-            where late.on_max_defer = 'skip'
-                and late.deferred_since + make_interval(secs => late.max_defer_seconds) <= v_now;
+            for v_recall in
+                select late.*
+                from unnest(v_deferred) as late
+                where late.on_max_defer = 'skip'
+                    and late.deferred_since + make_interval(secs => late.max_defer_seconds) <= v_now
+            loop
+                begin
+                    perform pgrecall._skip_put_off(v_recall);
+                exception
+                    when others then
+                        if not pgrecall._is_about_a_row(sqlstate) then
+                            raise;
+                        end if;
+                        -- It stays put off, and is tried again then; the others go on.
+                        raise warning 'recall % cannot be left out: %', v_recall.id, sqlerrm;
+                end;
+            end loop;
         end if;
     end if;
 
@@ -818,44 +887,51 @@ begin
     where workers.id = claim.worker_id
         and workers.seen_at < v_now - interval '30 seconds';
 
-    return query
-    select
-        pgrecall.clock(),
-        v_next,
-        v_settled,
-        (one).run_id,
-        (one).id,
-        (one).session_id,
-        owner.user_id,
-        (one).call_type,
-        (one).nominal_at,
-        case
-            when (one).call_type = 'recurring'
-                then pgrecall._next_occurrence(one, greatest((one).nominal_at, v_now))
-        end,
-        (one).attempt,
-        (one).max_attempts,
-        (one).deferrals,
-        (one).timeout_seconds,
-        v_settings.timeout_seconds,
-        (one).additional_context_message,
-        (one).internal_comment,
-        (one).metadata,
-        v_texts[numbered.place::integer],
-        coalesce((one).time_zone, owner.time_zone, 'UTC'),
-        (one).chain_depth,
-        case when (one).run_id is null then (one).defer_reason end
-    from (select 1) as always
-    left join (
-        select one, row_number() over () as place
-        from unnest(v_claimed || v_deferred) as one
-    ) as numbered on true
-    left join pgrecall.sessions as owner on owner.id = (one).session_id
-    order by (one).run_id is null, (one).nominal_at, (one).id;
+    select min(pending.next_at)
+    into v_next_delivery
+    from pgrecall.deliveries as pending
+    where pending.next_at is not null;
+
+    -- Row by row: a query over the whole array would be planned anew by every call, which costs more than it does.
+    v_claimed := v_claimed || v_deferred;
+    for v_place in 1..greatest(cardinality(v_claimed), 1) loop
+        v_recall := v_claimed[v_place];
+        return query
+        select
+            pgrecall.clock(),
+            v_next,
+            v_settled,
+            v_next_delivery,
+            v_recall.run_id,
+            v_recall.id,
+            v_recall.session_id,
+            owner.user_id,
+            v_recall.call_type,
+            v_recall.nominal_at,
+            case
+                when v_recall.call_type = 'recurring'
+                    then pgrecall._next_occurrence(v_recall, greatest(v_recall.nominal_at, v_now))
+            end,
+            v_recall.attempt,
+            v_recall.max_attempts,
+            v_recall.deferrals,
+            v_recall.timeout_seconds,
+            v_settings.timeout_seconds,
+            v_settings.silent_token,
+            v_recall.additional_context_message,
+            v_recall.internal_comment,
+            v_recall.metadata,
+            v_texts[v_place],
+            coalesce(v_recall.time_zone, owner.time_zone, 'UTC'),
+            v_recall.chain_depth,
+            case when v_recall.run_id is null then v_recall.defer_reason end
+        from (select 1) as always
+        left join pgrecall.sessions as owner on owner.id = v_recall.session_id;
+    end loop;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain; run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

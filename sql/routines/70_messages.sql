@@ -36,12 +36,6 @@ begin
         in_context = excluded.in_context,
         metadata = excluded.metadata;
     get diagnostics v_added = row_count;
-    if jsonb_path_exists(messages, '$[*] ? (@.role == "user")') then
-        -- Somebody has spoken: recalls with idle_for_seconds count from here.
-        update pgrecall.sessions
-        set active_at = pgrecall.clock()
-        where sessions.id = append_messages.session_id;
-    end if;
     return v_added;
 exception
     when foreign_key_violation then

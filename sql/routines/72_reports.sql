@@ -17,10 +17,20 @@ comment on function pgrecall._is_open(pgrecall.session_recalls) is
 
 create or replace function pgrecall._forget_reports(recall_id text)
 returns void
-language sql
+language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+    -- Hardly any recall has one, and each that ends comes here.
+    if not exists (
+        select
+        from pgrecall.run_reports as report
+        where _forget_reports.recall_id is null
+            or report.recall_id = _forget_reports.recall_id
+    ) then
+        return;
+    end if;
     delete from pgrecall.run_reports
     where (run_reports.recall_id, run_reports.nominal_at) in (
         select report.recall_id, report.nominal_at
@@ -36,6 +46,7 @@ as $$
         -- What somebody else is forgetting right now need not be waited for.
         for update skip locked
     );
+end;
 $$;
 comment on function pgrecall._forget_reports(text) is
     'Deletes the reports about occurrences of this recall that have ended; null: of all recalls, a table of a few rows. Called by finish, and by report_run for those whose worker died.';

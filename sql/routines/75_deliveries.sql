@@ -1,8 +1,8 @@
 -- The outbox: replies on their way to a URL.
 --
--- Every worker that can deliver knows of the earliest pending delivery, or that there is none: it hears of a new one by
--- notification, and each look answers with the next time. So the next attempt comes also if the worker of the last one
--- is gone, and nobody asks while nothing is pending.
+-- The worker of a run hears that its reply is to be delivered, and does so at once. All others learn of what is pending
+-- from their looks for recalls: claim() tells when the next delivery is due. So an attempt comes also if the worker of
+-- the last one is gone, and nobody asks while nothing is pending.
 
 create or replace function pgrecall._queue_delivery(
     recall pgrecall.session_recalls, run_id bigint, reply text, outcome text, started_at timestamptz
@@ -57,7 +57,7 @@ begin
 end;
 $$;
 comment on function pgrecall._queue_delivery(pgrecall.session_recalls, bigint, text, text, timestamptz) is
-    'Puts a reply into the outbox if its recall, or else its session, has a deliver_to: of a run with outcome success that has something to say. Errors are not delivered: they are for whoever runs the service. Called by finish, in the transaction of the outcome. Notifies: channel pgrecall, payload ''deliver <microseconds since 1970> <worker_id>'': the worker of the run delivers at once, the others look a little later.';
+    'Puts a reply into the outbox if its recall, or else its session, has a deliver_to: of a run with outcome success that has something to say. Errors are not delivered: they are for whoever runs the service. Called by finish, in the transaction of the outcome. Notifies: channel pgrecall, payload ''deliver <microseconds since 1970> <worker_id>'': the worker of the run delivers at once; the others know from their next look.';
 
 create or replace function pgrecall._delivery_delay(attempt integer)
 returns interval

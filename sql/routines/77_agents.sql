@@ -281,7 +281,7 @@ begin
         raise exception 'cron says all the times, so trigger_at, in_seconds and interval_seconds exclude it'
             using errcode = 'PR005', hint = 'Give cron alone, with time_zone and end_at if need be.';
     elsif trigger_at is null and in_seconds is null and not v_is_recurring then
-        raise exception 'no time was given'
+        raise exception 'no time was given: trigger_at, in_seconds, interval_seconds and cron are all missing'
             using
                 errcode = 'PR005',
                 hint = 'Give in_seconds or trigger_at for once, interval_seconds or cron for again and again.';
@@ -328,7 +328,8 @@ begin
             v_gap, v_settings.agent_min_interval_seconds
             using errcode = 'PR007', hint = 'Ask for fewer times.';
     elsif v_at < v_now + v_least then
-        raise exception '% is %: it is % now, and a recall must be at least % s from now',
+        raise exception '%: % is %: it is % now, and a recall must be at least % s from now',
+            case when in_seconds is null then 'trigger_at' else 'in_seconds' end,
             pgrecall.time_text(v_at, v_zone),
             case when v_at < v_now then 'in the past' else 'too soon' end,
             pgrecall.time_text(v_now, v_zone),

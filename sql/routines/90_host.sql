@@ -21,7 +21,7 @@ declare
     v_table pg_class;
 begin
     if host_table is null then
-        raise exception 'the table is null'
+        raise exception 'no table was given: host_table or old_table is null'
             using errcode = 'PR005', hint = 'Name it with its schema, for example ''public.chat_sessions''.';
     end if;
     select known.*
@@ -29,7 +29,7 @@ begin
     from pg_class as known
     where known.oid = host_table;
     if not found then
-        raise exception 'there is no table with the number %', host_table
+        raise exception 'there is no table with the number %', host_table::oid
             using errcode = 'PR005', hint = 'Name it with its schema, for example ''public.chat_sessions''.';
     elsif v_table.relnamespace = 'pgrecall'::regnamespace then
         raise exception '% is a table of pgrecall itself', host_table
@@ -300,7 +300,7 @@ declare
     v_added integer;
 begin
     if orphans is null or orphans not in ('refuse', 'delete') then
-        raise exception 'orphans is %, but must be refuse or delete', quote_nullable(orphans)
+        raise exception 'orphans is %, but must be refuse or delete', quote_nullable(left(orphans, 100))
             using errcode = 'PR005', hint = 'It says what becomes of sessions that the table does not have.';
     end if;
     perform pgrecall._check_host_table(use_sessions_table.host_table, 'select');

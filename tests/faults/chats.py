@@ -14,6 +14,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,13 +92,20 @@ class ChatProcess:
         """SIGTERM, and wait until its chats have ended.
 
         Raises:
-            RuntimeError: It ended with an error.
+            RuntimeError: It ended with an error, or not at all.
         """
         self._process.terminate()
-        code = self._process.wait(seconds)
+        code: int | None = None
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(seconds)
+        if code is None:
+            self._process.send_signal(signal.SIGUSR1)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # until it has said where it is
+            self.kill()
         self.died_ns = time.monotonic_ns()
         if code != 0:
-            raise RuntimeError(f"the chat client {self.name} ended with {code}: {self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"the chat client {self.name} ended with {code}: {self._log.read_text()[-10000:]}")
 
     def close(self) -> None:
         """End it, whatever it does."""

@@ -9,6 +9,7 @@ it. A note is one write to a file that is opened for appending, with the machine
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import random
@@ -124,7 +125,9 @@ class Client:
 
     async def run(self) -> None:
         """Chat until SIGTERM."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        loop.add_signal_handler(signal.SIGUSR1, _tell_where)
         threads = [threading.Thread(target=self._sync, args=[place], daemon=True) for place in range(THREADS)]
         threads += [threading.Thread(target=self._plain, args=[place], daemon=True) for place in range(PLAIN)]
         for thread in threads:
@@ -279,6 +282,13 @@ class Client:
     @staticmethod
     def _say(db: psycopg.Connection, session_id: str, message: dict[str, Any]) -> None:
         db.execute("select pgrecall.append_messages(%s, %s)", [session_id, Jsonb([message])])
+
+
+def _tell_where() -> None:
+    """Say where every task and thread is, for one that does not end."""
+    for task in asyncio.all_tasks():
+        task.print_stack()
+    faulthandler.dump_traceback()
 
 
 def __getattr__(name: str) -> Agent:

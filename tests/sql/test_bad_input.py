@@ -31,16 +31,25 @@ LONG = os.environ.get("PGRECALL_TEST_HYPOTHESIS") == "long"
 
 #: Functions of the API and arguments that make sense for each. A new function fails a test until it is here.
 FUNCTIONS: dict[str, Row] = {
+    "adopt_recalls": {"old_table": "pgrecall.session_recalls"},
+    "agent_cancel_recall": {"session_id": "waits"},
+    "agent_list_recalls": {"session_id": "waits"},
+    "agent_schedule_recall": {"session_id": "idle", "additional_context_message": "Go on.", "in_seconds": 3600},
+    "agent_skip_next_recall": {"session_id": "waits"},
     "append_messages": {"session_id": "idle", "messages": '[{"role": "user", "content": "Hello."}]'},
     "cancel_recall": {"session_id": "waits"},
     "claim": {"worker_id": "w2", "up_to": 5},
+    "claim_deliveries": {"up_to": 5},
     "clock": {},
     "cron_error": {"expression": "0 9 * * *"},
     "default_message_template": {},
     "cron_next": {"expression": "0 9 * * *", "time_zone": "Europe/Paris", "after": "2026-11-23 00:00:00+00"},
+    "end_delivery": {"delivery_id": 1, "attempt": 1, "status": "delivered"},
     "finish": {"recall_id": "runs", "run_id": "the run", "outcome": "error", "retry": True},
     "free_session": {"session_id": "held", "holder": "chat"},
+    "get_deliveries": {},
     "get_holds": {},
+    "get_report": {"run_id": "the run"},
     "get_next_trigger_at": {},
     "get_pending_recalls": {"before": "2026-11-23 00:00:00+00"},
     "get_pending_session_ids": {"session_ids": "{waits}"},
@@ -63,7 +72,9 @@ FUNCTIONS: dict[str, Row] = {
     "renew_hold": {"session_id": "held", "holder": "chat"},
     "resume_all": {},
     "resume_recall": {"recall_id": "waits"},
+    "report_run": {"run_id": "the run", "reply": "Done."},
     "reschedule": {"recall_id": "waits", "new_trigger_at": "2026-11-23 00:00:00+00"},
+    "retry_delivery": {"delivery_id": 1},
     "schedule_recall": {"session_id": "idle", "additional_context_message": "Go on."},
     "schema_version": {},
     "skip_next_recall": {"session_id": "waits"},
@@ -72,6 +83,8 @@ FUNCTIONS: dict[str, Row] = {
     "time_zone_error": {"time_zone": "Europe/Paris"},
     "touch_session": {"session_id": "idle"},
     "unregister_worker": {"worker_id": "w1"},
+    "use_own_sessions": {},
+    "use_sessions_table": {"host_table": "pgrecall.session_recalls"},
 }
 
 #: Not called here, and why.
@@ -97,7 +110,7 @@ VARIANTS: list[tuple[str, Row]] = [
     ("finish", {"outcome": "success", "messages": '[{"role": "assistant", "content": "Done."}]'}),
 ]
 
-#: What a function may raise besides PR001 … PR006.
+#: What a function may raise besides PR001 … PR008.
 OF_FUNCTIONS = {
     "23502": "a value that must be given is null; the error names the column",
     "23514": "a CHECK refused the row; it is named as a sentence, see docs/scheduling.md",
@@ -148,7 +161,7 @@ UPDATES: dict[str, list[str]] = {
 CLAIMS_OWN = {"session_recalls.run_id"}
 
 #: Tables that nobody is invited to write.
-INTERNAL = {"migrations", "server_incarnation", "session_waiters", "deliveries"}
+INTERNAL = {"migrations", "server_incarnation", "session_waiters", "deliveries", "run_reports", "host_sessions"}
 
 #: A table of one row: no INSERT of any kind, and its CHECKs are tried in test_holds.py.
 ONE_ROW = {"settings"}
@@ -486,6 +499,9 @@ METHODS: dict[str, Row] = {
     "pause_all": {"reason": "an incident"},
     "pause_recall": {"recall_id": "waits"},
     "touch_session": {"session_id": "idle"},
+    "report_run": {"run_id": 1, "reply": "Done."},
+    "retry_delivery": {"delivery_id": 1},
+    "get_deliveries": {},
     "list_recalls": {"is_admin": True},
     "get_pending_recalls": {"before": datetime(2030, 1, 1, tzinfo=UTC)},
     "free_session": {"session_id": "held", "holder": "chat"},
@@ -565,11 +581,12 @@ VERBS: dict[str, list[str]] = {
     "show": ["waits"],
     "skip": ["waits"],
     "token": ["idle"],
-    "use-sessions-table": ["pgrecall.sessions"],
+    "use-own-sessions": [],
+    "use-sessions-table": ["pg_class"],
     "worker": ["--agent", "no_such_module:agent"],  # so no worker starts
 }
 #: Verbs that run until something ends them, or look at the whole database.
-OTHER_VERBS = {"demo", "doctor", "mcp", "migrate", "use-own-sessions"}
+OTHER_VERBS = {"demo", "doctor", "mcp", "migrate"}
 #: Options that say which database and how to answer.
 COMMON = {"dsn", "embedded", "as_json", "debug", "help"}
 

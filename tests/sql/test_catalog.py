@@ -252,7 +252,7 @@ def plpgsql(db: psycopg.Connection) -> list[Row]:
 
 def parsed(routine: Row) -> list[Row]:
     """Parse a body. pglast knows no types of other schemas and no arrays of them, so they are made simpler."""
-    simple = routine["source"].replace("pgrecall.session_recalls[]", "text[]").replace("pgrecall.", "pgrecall_")
+    simple = re.sub(r"pgrecall\.\w+\[\]", "text[]", routine["source"]).replace("pgrecall.", "pgrecall_")
     tree: list[Row] = parse_plpgsql(simple)
     return tree
 

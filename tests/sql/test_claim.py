@@ -116,7 +116,7 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
         db, "s1", NOW - 90 * SECOND, internal_comment="why", timeout_seconds=7, max_attempts=4, metadata='{"a": 1}'
     )
     run = claim_one(db)
-    del run["now_at"], run["next_due_at"], run["settled"]
+    del run["now_at"], run["next_due_at"], run["settled"], run["next_delivery_at"]
     assert isinstance(run.pop("run_id"), int)
     assert run.pop("model_text").startswith("[Scheduled recall] go on\n")
     assert run == {
@@ -136,6 +136,7 @@ def test_a_claim_hands_out_what_the_run_needs(db: psycopg.Connection) -> None:
         "time_zone": "UTC",
         "chain_depth": 0,
         "default_timeout_seconds": 600,
+        "silent_token": "[SILENT]",
         "defer_reason": None,
     }
 

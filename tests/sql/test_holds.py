@@ -246,6 +246,7 @@ def test_quiet_begins_anew_when_a_chat_ends_and_costs_no_look_before(db: psycopg
 )
 def test_speaking_without_a_hold_counts_too(db: psycopg.Connection, spoke: str) -> None:
     db.execute(spoke.encode())
+    db.execute("set constraints all immediate")  # as at the commit
     add(db, "s1", idle_for_seconds=60)
     assert put_off(db)["defer_reason"] == "session not quiet for 60 s"
 
@@ -253,7 +254,9 @@ def test_speaking_without_a_hold_counts_too(db: psycopg.Connection, spoke: str) 
 def test_what_the_agent_says_is_not_somebody_speaking(db: psycopg.Connection) -> None:
     db.execute("""select pgrecall.append_messages('s1', '[{"role": "assistant", "content": "Hello."}]')""")
     add(db, "s1")
-    finish(db, claim_one(db), reply="Done.", append_reply=True)
+    said = '[{"role": "user", "content": "asked by the agent itself"}, {"role": "assistant", "content": "Done."}]'
+    finish(db, claim_one(db), messages=said)
+    db.execute("set constraints all immediate")  # as at the commit
     name = add(db, "s1", idle_for_seconds=60)
     assert claim(db).recall_ids == [name]
 
@@ -488,13 +491,23 @@ def test_a_session_may_have_a_limit_of_its_own(db: psycopg.Connection) -> None:
         "update pgrecall.sessions set max_runs_per_day = 2 where id = 's1'",
     ],
 )
-def test_a_recall_that_a_limit_put_off_runs_when_the_limit_is_raised(db: psycopg.Connection, change: str) -> None:
+def test_a_raised_limit_counts_at_once(db: psycopg.Connection, change: str) -> None:
     db.execute("update pgrecall.settings set max_runs_per_day = 1")
     add(db, "s1", NOW)
     finish(db, claim_one(db))
     name = add(db, "s1", NOW)
     put_off(db)
     db.execute(change.encode())
+    assert claim(db).recall_ids == [name]
+
+
+@pytest.mark.parametrize("change", ["idle_for_seconds = null", "max_defer_seconds = 1"])
+def test_new_terms_of_waiting_count_at_once(db: psycopg.Connection, change: str) -> None:
+    value(db, "select pgrecall.touch_session('s1')")
+    name = add(db, "s1", idle_for_seconds=300)
+    put_off(db)
+    set_clock(db, NOW + 2 * SECOND)
+    db.execute(f"update pgrecall.session_recalls set {change}".encode())
     assert claim(db).recall_ids == [name]
 
 
