@@ -120,10 +120,18 @@ async def serve_http(server: MCPServer[Any], host: str, port: int) -> None:
         server: From `http_server`.
         host: Where to listen. On a name of this machine only, requests by other names are refused.
         port: Where to listen.
+
+    Raises:
+        SettingsError: It cannot listen there; the log says why.
     """
-    await server.run_streamable_http_async(
-        host=host, port=port, streamable_http_path=PATH, stateless_http=True, json_response=True
-    )
+    try:
+        await server.run_streamable_http_async(
+            host=host, port=port, streamable_http_path=PATH, stateless_http=True, json_response=True
+        )
+    except SystemExit as error:  # so uvicorn says that it could not start
+        raise SettingsError(
+            f"cannot serve on {host} port {port}", hint="Does another program listen there? The log above says more."
+        ) from error
 
 
 class _Verifier(TokenVerifier):

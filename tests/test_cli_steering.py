@@ -119,6 +119,12 @@ def test_free_does_not_end_a_run_and_says_how_to(run: Run, db: psycopg.Connectio
     assert db.execute("select run_id from pgrecall.sessions where id = 's1'").fetchone() == (run_id,)
 
 
+def test_cancel_by_session_says_how_to_stop_a_run(run: Run, db: psycopg.Connection) -> None:
+    due(db, "r1")
+    claim(db)
+    assert run("cancel", "--session", "s1").stdout.endswith("; to stop its run: pgrecall cancel r1\n")
+
+
 # Pauses
 
 

@@ -23,7 +23,7 @@ from mcp.client.streamable_http import streamable_http_client
 from workertools import Sql, sql, until
 
 import pgrecall
-from pgrecall import RecallScheduler, TokenError, mcp, tokens
+from pgrecall import RecallScheduler, SettingsError, TokenError, mcp, tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -286,6 +286,14 @@ async def test_two_tokens_see_only_their_own_on_any_replica(database: str, db: S
     assert await db(
         "select session_id, additional_context_message from pgrecall.session_recalls where status = 'pending'"
     ) == [("s2", "of two")]
+
+
+async def test_an_address_that_is_taken_is_named(database: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with RecallScheduler(database) as scheduler:
+            with pytest.raises(SettingsError, match=f"cannot serve on 127.0.0.1 port {port}"):
+                await mcp.serve_http(mcp.http_server(scheduler), "127.0.0.1", port)
 
 
 async def test_without_a_good_token_the_answer_is_401(database: str, db: Sql) -> None:

@@ -44,7 +44,11 @@ def cancel(target: Target, *, recall_id: str | None, session: str | None) -> Non
                 session_must_exist(connection, session)
             outcome = {"cancelled": is_changed, "session_id": session}
             said = f"cancelled the recall of session {session}"
-            said = said if is_changed else f"session {session} has no pending recall: nothing to cancel"
+            if not is_changed:
+                said = f"session {session} has no pending recall: nothing to cancel"
+                for hold in scheduler.get_holds(session, connection=connection):
+                    if hold.recall_id is not None:
+                        said += f"; to stop its run: pgrecall cancel {hold.recall_id}"
     if target.as_json:
         print_json(outcome)
     else:

@@ -18,7 +18,10 @@ from pgrecall.cli.target import Target, clock, session_must_exist
 @click.option("--session", help="Only this session.")
 @click.pass_obj
 def holds(target: Target, *, session: str | None) -> None:
-    """List the sessions that a chat or a run has now, who waits for them, and since when."""
+    """List who has which session, and who waits.
+
+    A chat or a run has a session to itself; recalls and other chats wait for it.
+    """
     with target.open() as (scheduler, connection):
         found = scheduler.get_holds(session, connection=connection)
         if session is not None and not found:
@@ -36,9 +39,10 @@ def holds(target: Target, *, session: str | None) -> None:
 @click.argument("session")
 @click.pass_obj
 def free(target: Target, *, session: str) -> None:
-    """End a chat's hold on SESSION, for chats that hang: whoever waits gets the session.
+    """End a chat's hold on SESSION.
 
-    The chat is told that it has lost it when it renews. Exit code 1 if a run has the session, 0 if nobody has it.
+    For chats that hang. Whoever waits gets the session, and the chat is told that it has lost it when it renews. Exit
+    code 1 if a run has the session, 0 if nobody has it.
     """
     with target.open() as (scheduler, connection):
         before = scheduler.get_holds(session, connection=connection)

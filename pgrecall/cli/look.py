@@ -94,7 +94,10 @@ class _RecallsByStatus(Call[Recall]):
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many runs.")
 @click.pass_obj
 def show(target: Target, *, recall_id: str, limit: int) -> None:
-    """Show a recall, why it waits, its next times, its runs and where their replies went."""
+    """Show a recall, why it waits, and its runs.
+
+    Also its next times, and where the replies went.
+    """
     with target.open() as (scheduler, connection):
         recall = scheduler.get_recall(recall_id, connection=connection)
         runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)

@@ -34,10 +34,10 @@ _NAMES = [field.name for field in dataclasses.fields(Settings) if field.name not
 @click.option("--reset", metavar="NAME", multiple=True, help="Back to the default; may be repeated.")
 @click.pass_obj
 def settings(target: Target, *, change: tuple[str, ...], reset: tuple[str, ...]) -> None:
-    r"""Show the settings of the database, or change some: all of those given, or none.
+    r"""Show or change what holds for all recalls.
 
-    NAME= with nothing behind it takes a limit away. A change counts from the next claim on. What each means:
-    \d+ pgrecall.settings in psql. To pause everything there is pgrecall pause --all.
+    Several are changed together or not at all. NAME= with nothing behind it takes a limit away. A change counts from
+    the next claim on. What each means: \d+ pgrecall.settings in psql. To pause everything: pgrecall pause --all.
     """
     with target.open() as (_, connection):
         with connection.transaction():

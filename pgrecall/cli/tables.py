@@ -152,7 +152,8 @@ def holder_of(hold: HeldSession) -> str:
     """Who has a session: `the chat web`, `run 12 of recall … on worker …`."""
     if hold.kind == "chat":
         return f"the chat {hold.holder}"
-    return f"run {hold.run_id} of recall {hold.recall_id} on worker {hold.holder}"
+    recall = "a recall that is gone" if hold.recall_id is None else f"recall {hold.recall_id}"
+    return f"run {hold.run_id} of {recall} on worker {hold.holder}"
 
 
 def print_settings(settings: Settings) -> None:
