@@ -283,8 +283,6 @@ class Hold(_Terms):
             if not self.lost:
                 raise
         finally:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([self._renewing])
             await self._free()
         if self.lost and (kind is None or kind is asyncio.CancelledError):
             raise self._lost_error() from error
@@ -341,13 +339,28 @@ class Hold(_Terms):
         self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def _free(self) -> None:
-        # A lost one is freed too: it is ours until its lease ends, and whoever wants it need not wait for that.
+        # In a task of its own: neither anyio nor asyncio, which knows no shield, cancels it together with the chat.
+        freeing = asyncio.create_task(self._free_now())
+        cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
-            try:
-                async with asyncio.timeout(max(min(self._lease, 5), 1)):
-                    await self._database.run(calls.free_session(self.session_id, self.holder))
-            except (psycopg.Error, RecallError, TimeoutError) as error:
-                self._not_freed(error)
+            while not freeing.done():
+                try:
+                    await asyncio.wait([freeing])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        freeing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _free_now(self) -> None:
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
+        # A lost one is freed too: it is ours until its lease ends, and whoever wants it need not wait for that.
+        try:
+            async with asyncio.timeout(max(min(self._lease, 5), 1)):
+                await self._database.run(calls.free_session(self.session_id, self.holder))
+        except (psycopg.Error, RecallError, TimeoutError) as error:
+            self._not_freed(error)
 
 
 class SyncHold(_Terms):

@@ -27,14 +27,11 @@ _PUT_OFF = "update pgrecall.session_recalls set deferred_since = now() - interva
 
 
 async def test_a_chat_that_is_cancelled_while_it_asks_leaves_the_session_free(database: str) -> None:
-    async with (
-        sql(database) as query,
-        await psycopg.AsyncConnection.connect(database) as other,
-        RecallScheduler(database) as scheduler,
-    ):
+    async with sql(database) as query, RecallScheduler(database) as scheduler:
         await query.session("s")
         await scheduler.get_holds()  # connected
-        await other.execute("select from pgrecall.sessions for update")
+        other = psycopg.connect(database)
+        other.execute("select from pgrecall.sessions for update")
 
         async def chat() -> None:
             async with scheduler.hold_session("s", holder="alice"):
@@ -48,11 +45,44 @@ async def test_a_chat_that_is_cancelled_while_it_asks_leaves_the_session_free(da
 
         await until(asks)
         # The answer is on its way when the chat hears that it is not wanted any more.
-        await other.commit()
+        other.close()
         time.sleep(0.3)  # noqa: ASYNC251 (nobody may read the answer)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
+        assert await query("select holder from pgrecall.sessions") == [None]
+
+
+async def test_a_chat_that_is_cancelled_while_it_leaves_frees_the_session_all_the_same(database: str) -> None:
+    async with (
+        sql(database) as query,
+        await psycopg.AsyncConnection.connect(database) as other,
+        RecallScheduler(database) as scheduler,
+    ):
+        await query.session("s")
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def chat() -> None:
+            async with scheduler.hold_session("s", holder="alice"):
+                entered.set()
+                await leave.wait()
+
+        chatting = asyncio.create_task(chat())
+        await entered.wait()
+        await other.execute("select from pgrecall.sessions for update")
+        leave.set()
+
+        async def leaves() -> bool:
+            waits = "select from pg_stat_activity where query like '%%free_session(%%' and wait_event_type = 'Lock'"
+            return bool(await query(waits))
+
+        await until(leaves)
+        chatting.cancel()
+        await asyncio.sleep(0.05)
+        assert not chatting.done()
+        await other.commit()
+        with pytest.raises(asyncio.CancelledError):
+            await chatting
         assert await query("select holder from pgrecall.sessions") == [None]
 
 
