@@ -74,7 +74,7 @@ def test_a_callback_url_that_is_none_is_refused(url: str) -> None:
     told = ["worker", "--agent", "exec:cat", f"--callback-url={url}", "--dsn", "host=127.0.0.1 port=1"]
     result = CliRunner().invoke(cli, told)
     assert result.exit_code == 2, result.output
-    assert "is not a URL" in result.stderr
+    assert "is no URL" in result.stderr
 
 
 def test_a_command_is_an_agent() -> None:
