@@ -155,9 +155,7 @@ declare
     v_id text;
     v_reply bigint;
 begin
-    if messages is null then
-        return;
-    elsif jsonb_typeof(messages) <> 'array' or jsonb_path_exists(messages, 'strict $[*] ? (@.type() <> "object")') then
+    if jsonb_typeof(messages) <> 'array' or jsonb_path_exists(messages, 'strict $[*] ? (@.type() <> "object")') then
         raise exception 'messages is not an array of objects: %', left(messages::text, 100)
             using errcode = 'PR005', hint = 'For example ''[{"role": "assistant", "content": "Done."}]''.';
     elsif jsonb_path_exists(
@@ -297,18 +295,18 @@ begin
         finish.reply, finish.error, finish.usage
     );
     perform pgrecall._queue_delivery(v_recall, finish.run_id, finish.reply, v_outcome, finish.started_at);
-    if v_outcome in ('success', 'silent') then
-        perform pgrecall._append_outcome(
-            v_recall,
-            coalesce(
-                finish.messages,
-                case
-                    when finish.append_reply and v_outcome = 'success' and btrim(finish.reply, E' \t\r\n') <> ''
-                        then jsonb_build_array(jsonb_build_object('role', 'assistant', 'content', finish.reply))
-                end
-            ),
-            v_outcome = 'success'
-        );
+    if v_outcome in ('success', 'silent') and finish.messages is not null then
+        perform pgrecall._append_outcome(v_recall, finish.messages, v_outcome = 'success');
+    elsif finish.append_reply and v_outcome = 'success' and btrim(finish.reply, E' \t\r\n') <> '' then
+        insert into pgrecall.session_messages (session_id, id, role, content, metadata)
+        values (
+            v_recall.session_id,
+            pgrecall.occurrence_message_id(v_recall.id, v_recall.nominal_at) || ':reply',
+            'assistant',
+            finish.reply,
+            jsonb_build_object('recall_id', v_recall.id, 'run_id', finish.run_id)
+        )
+        on conflict do nothing;
     end if;
 
     if v_outcome = 'skipped' then
