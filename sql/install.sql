@@ -30,6 +30,7 @@ select not exists (select from pgrecall.migrations where version = 1) as needed 
 \ir routines/40_schedule.sql
 \ir routines/43_pause.sql
 \ir routines/45_holds.sql
+\ir routines/48_leases.sql
 \ir routines/50_claim.sql
 \ir routines/52_lifelines.sql
 \ir routines/60_outcome.sql
