@@ -464,6 +464,24 @@ def test_show_gives_the_recall_its_runs_and_its_next_times(run: Run, connection:
     assert "2031-01-01 02:00:00+00" in text
 
 
+def test_show_says_that_a_reply_was_empty_and_what_a_run_used(run: Run, connection: psycopg.Connection) -> None:
+    def ran(recall_id: str, reply: str, usage: str | None) -> None:
+        run("schedule", "s1", "x", "--id", recall_id)
+        connection.execute(
+            "select pgrecall.finish(recall_id, run_id, 'success', reply => %s, usage => %s)"
+            " from pgrecall.claim('w', 1)",
+            [reply, usage],
+        )
+
+    ran("empty", " ", None)
+    ran("metered", "Done.", '{"input_tokens": 1200, "output_tokens": 85, "cost_usd": 0.00421, "model": "m"}')
+    empty, metered = run("show", "empty").stdout, run("show", "metered").stdout
+    assert "(empty reply)" in empty
+    assert "used" not in empty
+    assert "1200 > 85, $0.0042" in metered
+    assert "Done." in metered
+
+
 def test_show_foretells_cron_times(run: Run, connection: psycopg.Connection) -> None:
     run("schedule", "s1", "x", "--cron", "0 9 * * *", "--time-zone", "UTC", "--id", "r")
     times = [datetime.fromisoformat(time) for time in answer(run("show", "r", "--json"))["next"]]

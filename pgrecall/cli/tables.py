@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from datetime import datetime, timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -324,15 +325,30 @@ def _milliseconds(length: timedelta | None) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else span(length)
 
 
+def _used(usage: dict[str, Any]) -> str:
+    """Tokens in and out, and cost, as far as the agent reported them: `1200 > 85, $0.0042`."""
+    tokens = [usage.get("input_tokens"), usage.get("output_tokens")]
+    parts = [" > ".join("?" if one is None else str(one) for one in tokens)] if any(tokens) else []
+    cost = usage.get("cost_usd")
+    if isinstance(cost, int | float):
+        parts.append(f"${cost:.4f}")
+    return _line(", ".join(parts)).plain
+
+
 def _table_of_runs(runs: list[RecallRun]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name, justify in (("run", "right"), ("nominal_at", "left"), ("lateness", "right"), ("took", "right")):
         table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("attempt", justify="right", no_wrap=True)
+    is_metered = any(run.usage for run in runs)
+    if is_metered:
+        table.add_column("used", no_wrap=True)
     table.add_column("what", overflow="fold", ratio=1)
     for run in runs:
         said = ": ".join(filter(None, [run.reason, run.error or run.reply]))
+        if not said.strip() and run.outcome == "success":
+            said = "(empty reply)"
         bad = run.outcome in _BAD_OUTCOMES
         style = "bold red" if bad else "green" if run.outcome == "success" else "yellow"
         table.add_row(
@@ -342,6 +358,7 @@ def _table_of_runs(runs: list[RecallRun]) -> Table:
             _milliseconds(run.finished_at - run.started_at if run.started_at else None),
             Text(run.outcome, style),
             str(run.attempt or ""),
+            *([_used(run.usage or {})] if is_metered else []),
             _line(said if len(said) <= 200 else said[:199] + "…"),
         )
     return table
