@@ -84,11 +84,14 @@ def put_message(session: HostSession | Mapping[str, Any], message: Message, *, m
     if not isinstance(history, list):
         raise AgentError(f"the host's session {type(session).__name__} has no list of messages")
     kept = {name: value for name, value in message.items() if name not in ("in_history", "in_context")}
+    target = context if inner is None else inner
+    if target is history:
+        # People and the model read the same list: what people see comes first. The agent can ask for the rest.
+        return _put(history, kept, replace=False)
     told = kept if model_text is None else {**kept, "content": model_text}
     changed = False
     if message.get("in_history", True):
         changed = _put(history, kept, replace=False)
-    target = context if inner is None else inner
     if isinstance(target, list) and message.get("in_context", True):
         changed |= _put(target, told, replace=model_text is not None)
     return changed

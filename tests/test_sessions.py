@@ -177,6 +177,19 @@ async def test_a_hosts_own_store_gets_the_message_once_whatever_the_attempts(dat
     assert session.messages[0]["id"].startswith(f"recall:{recall_id}:")
 
 
+async def test_a_host_with_one_list_for_people_and_model_gets_what_people_see(database: str) -> None:
+    class OneList(HostStore):
+        def __init__(self, session_id: str) -> None:
+            super().__init__(session_id)
+            self.sessions[session_id].context.messages = self.sessions[session_id].messages
+
+    host = OneList("s1")
+    async with sql(database) as db, working(database, Recorder(), store=host):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+    assert [message["content"] for message in host.sessions["s1"].messages] == ["[Scheduled recall] hello"]
+
+
 async def test_a_session_that_the_host_does_not_have_cancels_the_recall_with_a_warning(database: str) -> None:
     agent = Recorder()
     with capture_logs() as events:
