@@ -58,7 +58,7 @@ class Proxy:
         self._up = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._flowing: asyncio.Event
-        self._server: asyncio.Server | None = None
+        self._is_accepting = False
         self._thread = threading.Thread(target=self._main, name=f"proxy {self.port}", daemon=True)
 
     @property
@@ -131,13 +131,31 @@ class Proxy:
         self._loop.run_forever()
 
     async def _accept(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, sock=self._socket, backlog=200)
+        # No asyncio.Server: one that is closed while it accepts leaves a connection open that nobody knows.
+        if not self._is_accepting:
+            self._is_accepting = True
+            self._socket.setblocking(False)
+            self._socket.listen(200)
+            self._loop.add_reader(self._socket, self._accept_those_there)
+
+    def _accept_those_there(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:  # nobody more, or one that is gone again
+                return
+            client.setblocking(False)
+            self._serving.add(self._loop.create_task(self._serve(client)))
+
+    def _stop_accepting(self) -> None:
+        if self._is_accepting:
+            self._is_accepting = False
+            self._loop.remove_reader(self._socket)
+        self._socket.close()
 
     async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._is_accepting:
+            self._stop_accepting()
             # Taken again at once, so that nobody else gets the port, but nobody listens on it.
             self._socket = self._bind(self._host, self.port)
 
@@ -171,26 +189,25 @@ class Proxy:
             (link.client if towards == "client" else link.server).write_eof()
 
     async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        else:
-            self._socket.close()
+        self._stop_accepting()
+        await asyncio.sleep(0)  # so that each task has begun, and ends its connection
         await self._cut()
         for task in list(self._serving):
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, client: socket.socket) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._serving.add(task)
         try:
-            await self._forward(reader, writer)
-        except asyncio.CancelledError:
-            pass  # by _close only: asyncio would log it as an error of the callback
+            reader, writer = await asyncio.open_connection(sock=client)
+            try:
+                await self._forward(reader, writer)
+            finally:
+                _reset(writer)
         finally:
+            client.close()
             self._serving.discard(task)
-            _reset(writer)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # So that the end of a machine behind a dropped network is noticed some time, as a server would.
