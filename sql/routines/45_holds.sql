@@ -112,6 +112,20 @@ begin
         if found then
             perform pgrecall._give_hold(_let_go.session_id, v_next.holder, v_next.lease, v_now);
             perform pg_notify('pgrecall_holds', 'granted ' || v_next.id);
+            -- The chat may have died in the line. What was put off because of a run is to be tried when this hold ends
+            -- by itself, and not a minute after its deferral.
+            update pgrecall.session_recalls as recall
+            set not_before = v_now + v_next.lease
+            where recall.id in (
+                select deferred.id
+                from pgrecall.session_recalls as deferred
+                where deferred.session_id = _let_go.session_id
+                    and deferred.defer_reason <> pgrecall._full_reason()
+                    and deferred.idle_for_seconds is null
+                    and deferred.not_before > v_now + v_next.lease
+                    and deferred.due_at is not null
+                for no key update skip locked
+            );
             return;
         end if;
     end if;

@@ -517,7 +517,12 @@ def _wakes(by_session: dict[str, list[Stay]], bereft: Sequence[Bereft]) -> tuple
             left_at = note["wall"] - (after.entered - before.left) / 1e9
             if not before.who.startswith("chat:") or note["nominal"] > left_at:
                 continue
-            lost = [one for one in bereft if one.session_id == session_id and abs(one.killed_at - left_at) < 0.5]
+            lost = [
+                one
+                for one in bereft
+                # A run that was over before the chat came is another story.
+                if one.session_id == session_id and abs(one.killed_at - left_at) < 0.5 and note["wall"] > one.killed_at
+            ]
             if lost:
                 bequeathed.append((note["wall"] - lost[0].held_until) * 1000)
             else:

@@ -350,9 +350,29 @@ def test_a_chat_in_line_comes_before_a_recall_that_waits(db: psycopg.Connection)
     hold(db, if_held="wait")
     finish(db, run)
     assert session(db, "s1")["holder"] == "chat"
-    assert recall(db, later)["due_at"] == NOW + MINUTE
+    assert recall(db, later)["due_at"] == NOW + LEASE
     free(db)
     assert claim(db).recall_ids == [later]
+
+
+def test_a_recall_does_not_wait_a_minute_for_a_chat_that_died_in_the_line(db: psycopg.Connection) -> None:
+    add(db, "s1")
+    run = claim_one(db)
+    later = add(db, "s1")
+    put_off(db)
+    hold(db, if_held="wait", lease=10 * SECOND)
+    finish(db, run)
+    assert recall(db, later)["due_at"] == NOW + 10 * SECOND
+    set_clock(db, NOW + 10 * SECOND)
+    assert claim(db).recall_ids == [later]
+
+
+def test_an_interrupted_recall_does_not_wait_a_minute_for_a_chat_that_died(db: psycopg.Connection) -> None:
+    name = add(db, "s1")
+    run = claim_one(db)
+    hold(db, if_held="interrupt", lease=10 * SECOND)
+    finish(db, run, "interrupted")
+    assert recall(db, name)["due_at"] == NOW + 10 * SECOND
 
 
 def test_a_run_does_not_take_a_session_for_which_a_chat_waits(db: psycopg.Connection) -> None:
