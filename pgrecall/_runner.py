@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -174,6 +174,8 @@ class Runner:
                 # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
                 run.stop("worker stopping")
                 ending = stopped(run)
+            if ending.usage is None and recall._used:  # noqa: SLF001 (ours)
+                ending = replace(ending, usage=recall._used)  # noqa: SLF001 (likewise)
             with anyio.CancelScope(shield=True):
                 run.finished = await self._tell(run, ending, must_let_go, log)
             _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import anyio
 import anyio.to_thread
 
+from pgrecall.calls import as_json
 from pgrecall.errors import AgentError
 from pgrecall.telemetry import logger
 
@@ -159,11 +160,27 @@ class CurrentRecall:
     _stop: anyio.Event = field(repr=False, compare=False)
     # Set when somebody may have reported about this run, see wait_for_report().
     _reported: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
+    _used: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def now(self) -> datetime:
         """The time by the database's clock, which is the one that the other times are by."""
         return self._clock()
+
+    def report_usage(self, usage: Mapping[str, Any]) -> None:
+        """Says what the run has used up to now; it is recorded however the run ends, unless its worker dies.
+
+        A later report replaces an earlier one, and a RunResult's own usage replaces both.
+
+        Args:
+            usage: As in RunResult.
+
+        Raises:
+            InvalidRecallError: It is not JSON.
+        """
+        as_json(dict(usage))
+        self._used.clear()
+        self._used.update(usage)
 
     @property
     def lateness(self) -> timedelta:

@@ -436,7 +436,7 @@ class SyncHold(_Terms):
                             _not_heard(error)
                             connection = None
                     else:
-                        time.sleep(pause)
+                        time.sleep(pause)  # nobody can tell us, so it is asked again after at most _ASK
                     asked_at = time.monotonic()
                     hold = self._database.run(self._ask())[0]
         self._has(hold, asked_at)

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 from workertools import sql, until, working
 
-from pgrecall import AgentError, AgentFactory, Worker, current_recall
+from pgrecall import AgentError, AgentFactory, GiveUp, InvalidRecallError, RunResult, Worker, current_recall
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +126,47 @@ async def test_an_optional_part_that_fails_does_not_stop_the_run(database: str) 
     assert [(event["part"], event["error"]) for event in events if event["event"] == "part_failed"] == [
         ("mcp", "ConnectionError: no MCP server")
     ]
+
+
+@pytest.mark.parametrize(
+    ("how", "timeout_seconds", "outcome"), [("raises", 30, "error"), ("gives up", 30, "error"), ("hangs", 1, "timeout")]
+)
+async def test_what_a_run_has_used_is_recorded_however_it_ends(
+    database: str, how: str, timeout_seconds: int, outcome: str
+) -> None:
+    async def agent(*, session_id: str, user_message: str) -> None:
+        recall = current_recall()
+        assert recall is not None
+        recall.report_usage({"input_tokens": 1})
+        recall.report_usage({"input_tokens": 7, "cost_usd": 0.5})
+        if how == "raises":
+            raise RuntimeError
+        if how == "gives up":
+            raise GiveUp("no way")
+        await anyio.sleep_forever()
+
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1", max_attempts=1, timeout_seconds=timeout_seconds), "failed")
+        assert await db("select outcome, usage from pgrecall.recall_runs") == [
+            (outcome, {"input_tokens": 7, "cost_usd": 0.5})
+        ]
+
+
+async def test_a_runs_result_says_the_last_word_on_what_it_used_and_what_is_not_json_is_refused(database: str) -> None:
+    async def agent(*, session_id: str, user_message: str) -> RunResult:
+        recall = current_recall()
+        assert recall is not None
+        recall.report_usage({"requests": 1})
+        with pytest.raises(InvalidRecallError):
+            recall.report_usage({"requests": object()})
+        return RunResult(reply="done", usage={"requests": 2} if user_message == "hello" else None)
+
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+        await db.ended(await db.recall("s1", message="again"))
+        assert await db("select usage from pgrecall.recall_runs order by id") == [{"requests": 2}, {"requests": 1}]
 
 
 def test_an_optional_part_must_be_a_part() -> None:

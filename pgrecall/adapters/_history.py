@@ -128,6 +128,22 @@ async def append(store: SessionStore, session_id: str, rows: Sequence[Message]) 
     await store.save(session)
 
 
+def rows(key: str, shown: Sequence[tuple[str, str]], natives: Sequence[Any]) -> list[Message]:
+    """Rows of role and content, each with the message as the framework has it in its metadata.
+
+    People see what was said; calls of tools and what they answered are for the model.
+    """
+    return [
+        {
+            "role": role,
+            "content": storable(content),
+            "in_history": role in ("user", "assistant") and content != "",
+            "metadata": {key: native},
+        }
+        for (role, content), native in zip(shown, natives, strict=True)
+    ]
+
+
 def speaker(message: Message) -> str | None:
     """Who said it: user, assistant or system; None for what is no part of a conversation, such as a tool's answer."""
     return _SPEAKERS.get(message["role"])

@@ -10,9 +10,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime
 from typing import Any
 
+from pgrecall.adapters._described import described
 from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, current_recall
 from pgrecall.errors import AgentError, SettingsError
 from pgrecall.reports import get_report, wait_for_report
@@ -129,37 +129,10 @@ class HTTPAgent:
                 raise Retry(f"{self._shown}: {error}") from error
 
     async def _body(self, recall: CurrentRecall, session_id: str, user_message: str) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            "session_id": session_id,
-            "user_id": recall.user_id,
-            "recall_id": recall.recall_id,
-            "run_id": recall.run_id,
-            "message_id": recall.message_id,
-            "call_type": recall.call_type,
-            "user_message": user_message,
-            "text": recall.text,
-            "nominal_at": _iso(recall.nominal_at),
-            "started_at": _iso(recall.started_at),
-            "now": _iso(recall.now),
-            "deadline": _iso(recall.deadline),
-            "next_at": _iso(recall.next_at),
-            "time_zone": recall.time_zone,
-            "attempt": recall.attempt,
-            "max_attempts": recall.max_attempts,
-            "deferrals": recall.deferrals,
-            "metadata": recall.metadata,
-        }
+        data = await described(recall, session_id, user_message, with_context=self._with_context)
         if self._callback_url:
             data["callback_url"] = f"{self._callback_url}/runs/{recall.run_id}"
             data["callback_token"] = self._signer.token(recall.run_id)
-        if self._with_context:
-            session = await recall.store.get(session_id)
-            if session is None:
-                raise GiveUp(f"the store has no session {session_id!r}")
-            data["context"] = [
-                {"id": message.get("id"), "role": message["role"], "content": message["content"]}
-                for message in session.context
-            ]
         return {"type": "recall.due", "timestamp": data["now"], "data": data}
 
 
@@ -172,10 +145,6 @@ def _checked_url(name: str, url: str) -> str:
     if not good:
         raise SettingsError(f"{name} is {url!r}", hint="Write http:// or https:// and a host.")
     return url
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def _read(answered: Answered, url: str) -> Answer:

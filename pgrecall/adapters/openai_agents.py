@@ -13,15 +13,25 @@ from typing import Any
 
 from pgrecall.adapters import _history
 from pgrecall.adapters._history import InjectAs
-from pgrecall.agents import GiveUp, Retry, RunResult, describe
+from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, describe
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import AgentError
 from pgrecall.sessions import Message, SessionStore
 
 try:
     import openai
-    from agents import Agent, MaxTurnsExceeded, RunConfig, RunHooks, Runner, SessionSettings, ToolCallItem, UserError
-    from agents import RunResult as SDKResult
+    from agents import (
+        Agent,
+        MaxTurnsExceeded,
+        ModelResponse,
+        RunConfig,
+        RunHooks,
+        Runner,
+        SessionSettings,
+        ToolCallItem,
+        Usage,
+        UserError,
+    )
     from agents.run import DEFAULT_MAX_TURNS
     from pydantic_core import to_json, to_jsonable_python
 except ImportError as error:
@@ -92,7 +102,7 @@ class OpenAIAgentsAgent:
         recall = _history.this_run(self)
         rows = await _history.context_of(recall.store, session_id)
         history = _items([row for row in rows if row["id"] != recall.message_id], self._inject_as)
-        answered = _Answered()
+        answered = _Answered(recall)
         try:
             result = await Runner.run(
                 self.agent,
@@ -119,7 +129,9 @@ class OpenAIAgentsAgent:
         reply = _text(result.final_output)
         return RunResult(
             reply=reply,
-            usage=_usage(result),
+            usage=_usage(
+                result.context_wrapper.usage, sum(isinstance(item, ToolCallItem) for item in result.new_items)
+            ),
             messages=_rows([item.to_input_item() for item in result.new_items], reply),
         )
 
@@ -221,12 +233,19 @@ class _RunSession:
 
 
 class _Answered(RunHooks[Any]):
-    """Counts the model's answers."""
+    """Counts the model's answers, and reports what they have cost as they come: a run that fails has cost it, too."""
 
-    requests = 0
+    def __init__(self, recall: CurrentRecall) -> None:
+        self._recall = recall
+        self._usage = Usage()
+        self._tool_calls = 0
+        self.requests = 0
 
-    async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:  # noqa: ARG002 (the SDK's signature)
+    async def on_llm_end(self, context: Any, agent: Any, response: ModelResponse) -> None:  # noqa: ARG002 (the SDK's)
         self.requests += 1
+        self._usage.add(response.usage)
+        self._tool_calls += sum(getattr(item, "type", None) == "function_call" for item in response.output)
+        self._recall.report_usage(_usage(self._usage, self._tool_calls))
 
 
 def _default_config(session_id: str) -> RunConfig:
@@ -257,15 +276,7 @@ def _rows(items: Sequence[Item], reply: str | None = None) -> list[Message]:
         if last is None:  # a tool's answer is the output, and the model has said nothing
             return [*_rows(items), {"role": "assistant", "content": _history.storable(reply)}]
         shown[last] = ("assistant", reply)
-    return [
-        {
-            "role": role,
-            "content": _history.storable(content),
-            "in_history": role in ("user", "assistant") and content != "",
-            "metadata": {KEY: native},
-        }
-        for (role, content), native in zip(shown, natives, strict=True)
-    ]
+    return _history.rows(KEY, shown, natives)
 
 
 def _shown(item: Item) -> tuple[str, str]:
@@ -289,12 +300,11 @@ def _text(output: Any) -> str | None:
     return to_json(output, fallback=str).decode()
 
 
-def _usage(result: SDKResult) -> dict[str, Any]:
-    usage = result.context_wrapper.usage
+def _usage(usage: Usage, tool_calls: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cache_read_tokens": usage.input_tokens_details.cached_tokens,
         "requests": usage.requests,
-        "tool_calls": sum(isinstance(item, ToolCallItem) for item in result.new_items),
+        "tool_calls": tool_calls,
     }

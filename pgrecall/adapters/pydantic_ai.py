@@ -136,13 +136,16 @@ class PydanticAIAgent:
             if refused or usage.requests:
                 raise  # the model has answered before, so something may have been done
             raise Retry(describe(error), after=getattr(error, "retry_after", None)) from error
+        finally:
+            # However it ends: a run that fails, or that is stopped, has cost as much.
+            recall.report_usage(_usage(usage))
         if isinstance(result.output, DeferredToolRequests):
             names = ", ".join(call.tool_name for call in [*result.output.approvals, *result.output.calls])
             raise GiveUp(f"nobody is connected who could answer for the agent's calls of {names}")
         reply = _text(result.output)
         return RunResult(
             reply=reply,
-            usage=_usage(usage, result.response),
+            usage={**_usage(usage), "model": result.response.model_name},
             messages=_rows(_without_turn(result.new_messages(), turn), reply),
         )
 
@@ -247,15 +250,7 @@ def _rows(messages: Sequence[ModelMessage], reply: str | None = None) -> list[Me
     if reply:
         last = max(place for place, message in enumerate(messages) if isinstance(message, ModelResponse))
         shown[last] = ("assistant", reply)
-    return [
-        {
-            "role": role,
-            "content": _history.storable(content),
-            "in_history": role in ("user", "assistant") and content != "",
-            "metadata": {KEY: native},
-        }
-        for (role, content), native in zip(shown, dumped, strict=True)
-    ]
+    return _history.rows(KEY, shown, dumped)
 
 
 def _shown(message: ModelMessage) -> tuple[str, str]:
@@ -279,7 +274,7 @@ def _text(output: Any) -> str | None:
     return to_json(output, fallback=str).decode()
 
 
-def _usage(usage: RunUsage, response: ModelResponse) -> dict[str, Any]:
+def _usage(usage: RunUsage) -> dict[str, Any]:
     counts: dict[str, Any] = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
@@ -289,4 +284,4 @@ def _usage(usage: RunUsage, response: ModelResponse) -> dict[str, Any]:
     }
     if usage.cost is not None:
         counts["cost_usd"] = float(usage.cost)
-    return counts | {"model": response.model_name}
+    return counts

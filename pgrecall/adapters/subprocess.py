@@ -18,12 +18,12 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 
+from pgrecall.adapters._described import described, iso
 from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, current_recall
 from pgrecall.errors import AgentError, RecallError
 
@@ -208,35 +208,8 @@ class SubprocessAgent:
         return self._read(text)
 
     async def _object(self, recall: CurrentRecall, session_id: str, user_message: str) -> str:
-        described: dict[str, Any] = {
-            "session_id": session_id,
-            "user_id": recall.user_id,
-            "recall_id": recall.recall_id,
-            "run_id": recall.run_id,
-            "message_id": recall.message_id,
-            "call_type": recall.call_type,
-            "user_message": user_message,
-            "text": recall.text,
-            "nominal_at": _iso(recall.nominal_at),
-            "started_at": _iso(recall.started_at),
-            "now": _iso(recall.now),
-            "deadline": _iso(recall.deadline),
-            "next_at": _iso(recall.next_at),
-            "time_zone": recall.time_zone,
-            "attempt": recall.attempt,
-            "max_attempts": recall.max_attempts,
-            "deferrals": recall.deferrals,
-            "metadata": recall.metadata,
-        }
-        if self._with_context:
-            session = await recall.store.get(session_id)
-            if session is None:
-                raise GiveUp(f"the store has no session {session_id!r}")
-            described["context"] = [
-                {"id": message.get("id"), "role": message["role"], "content": message["content"]}
-                for message in session.context
-            ]
-        return json.dumps(described, ensure_ascii=False)
+        told = await described(recall, session_id, user_message, with_context=self._with_context)
+        return json.dumps(told, ensure_ascii=False)
 
     def _environment(self, recall: CurrentRecall) -> dict[str, str]:
         kept = {
@@ -252,7 +225,7 @@ class SubprocessAgent:
             "PGRECALL_RUN_ID": str(recall.run_id),
             "PGRECALL_MESSAGE_ID": recall.message_id,
             "PGRECALL_ATTEMPT": str(recall.attempt),
-            "PGRECALL_DEADLINE": str(_iso(recall.deadline)),
+            "PGRECALL_DEADLINE": iso(recall.deadline),
         }
         changed: dict[str, str | None] = {**kept, **self._env}
         return {name: value for name, value in changed.items() if value is not None}
@@ -318,10 +291,6 @@ def _json_result(stdout: str) -> RunResult:
     if error is not None:
         raise GiveUp(error)
     return RunResult(**{**result, "silent": bool(result.get("silent"))})
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def _one_object(stdout: str) -> dict[str, Any]:

@@ -57,6 +57,29 @@ end;
 $$;
 comment on function pgrecall._missing_recall(text) is 'Raises PR003 for an unknown recall id.';
 
+create or replace function pgrecall._refuse_status(recall_id text, what text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_status text;
+begin
+    select known.status
+    into v_status
+    from pgrecall.session_recalls as known
+    where known.id = _refuse_status.recall_id;
+    if not found then
+        perform pgrecall._missing_recall(recall_id);
+    end if;
+    raise exception 'recall % is %, so it cannot be %', quote_literal(recall_id), v_status, what
+        using errcode = 'PR004', detail = v_status, hint = 'Only a pending or running recall can.';
+end;
+$$;
+comment on function pgrecall._refuse_status(text, text) is
+    'Raises PR003 for an unknown recall id, else PR004: its status does not allow what was asked. Called by reschedule, mark_fired, mark_cancelled and pause_recall.';
+
 create or replace function pgrecall._missing_session(session_id text)
 returns void
 language plpgsql
@@ -306,18 +329,10 @@ begin
     where session_recalls.id = reschedule.recall_id
         and session_recalls.status in ('pending', 'running')
     returning * into v_recall;
-    if found then
-        return v_recall;
-    end if;
-    select known.*
-    into v_recall
-    from pgrecall.session_recalls as known
-    where known.id = reschedule.recall_id;
     if not found then
-        perform pgrecall._missing_recall(reschedule.recall_id);
+        perform pgrecall._refuse_status(reschedule.recall_id, 'rescheduled');
     end if;
-    raise exception 'recall % is %, so it cannot be rescheduled', quote_literal(v_recall.id), v_recall.status
-        using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can; schedule a new one.';
+    return v_recall;
 end;
 $$;
 comment on function pgrecall.reschedule(text, timestamptz) is
@@ -343,8 +358,7 @@ begin
     elsif v_recall.status = 'fired' then
         return v_recall;
     elsif v_recall.status not in ('pending', 'running') then
-        raise exception 'recall % is %, so it cannot be marked as fired', quote_literal(v_recall.id), v_recall.status
-            using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
+        perform pgrecall._refuse_status(v_recall.id, 'marked as fired');
     end if;
     v_next := pgrecall._next_occurrence(v_recall, greatest(v_recall.trigger_at, pgrecall.clock()));
     if v_next is null then
@@ -392,8 +406,7 @@ begin
     elsif v_recall.status = 'cancelled' then
         return v_recall;
     elsif v_recall.status not in ('pending', 'running') then
-        raise exception 'recall % is %, so it cannot be cancelled', quote_literal(v_recall.id), v_recall.status
-            using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
+        perform pgrecall._refuse_status(v_recall.id, 'cancelled');
     end if;
     update pgrecall.session_recalls
     set status = 'cancelled'

@@ -37,18 +37,10 @@ begin
     where recall.id = pause_recall.recall_id
         and recall.status in ('pending', 'running')
     returning * into v_recall;
-    if found then
-        return v_recall;
-    end if;
-    select known.*
-    into v_recall
-    from pgrecall.session_recalls as known
-    where known.id = pause_recall.recall_id;
     if not found then
-        perform pgrecall._missing_recall(pause_recall.recall_id);
+        perform pgrecall._refuse_status(pause_recall.recall_id, 'paused');
     end if;
-    raise exception 'recall % is %, so it cannot be paused', quote_literal(v_recall.id), v_recall.status
-        using errcode = 'PR004', detail = v_recall.status, hint = 'Only a pending or running recall can.';
+    return v_recall;
 end;
 $$;
 comment on function pgrecall.pause_recall(text, text, timestamptz) is

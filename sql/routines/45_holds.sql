@@ -24,7 +24,7 @@ begin
 end;
 $$;
 comment on function pgrecall._check_hold(text, interval) is
-    'Refuses a holder or a lease that makes no sense. Called by hold_session. Raises: PR005.';
+    'Refuses a holder or a lease that makes no sense. Called by hold_session and renew_hold. Raises: PR005.';
 
 create or replace function pgrecall._wanted_from(session pgrecall.sessions)
 returns timestamptz

@@ -328,6 +328,7 @@ async def test_a_run_that_uses_up_its_turns_is_given_up(database: str, store: Po
     (run,) = await recalled(database, OpenAIAgentsAgent(agent, max_turns=3), status="failed", max_attempts=5)
     assert run.reason == "the run has used up its turns: Max turns (3) exceeded"
     assert len(looks) == 3
+    assert run.usage["tool_calls"] == 3
 
 
 async def test_a_call_that_somebody_must_approve_is_given_up(database: str, store: PostgresSessionStore) -> None:

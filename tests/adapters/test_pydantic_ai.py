@@ -342,6 +342,8 @@ async def test_a_run_that_uses_up_its_limits_is_given_up(database: str, store: P
     assert "used up its limits" in run.reason
     assert "request_limit of 3" in run.reason
     assert len(looks) == 3
+    assert (run.usage["requests"], run.usage["tool_calls"]) == (3, 3)
+    assert run.usage["input_tokens"] > 0
 
 
 async def test_a_call_that_somebody_must_approve_is_given_up(database: str, store: PostgresSessionStore) -> None:

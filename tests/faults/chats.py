@@ -168,7 +168,8 @@ class Hammer:
     def _start(self, choose: random.Random, settings: Settings) -> None:
         self.workers += [WorkerProcess(settings, self.dsn) for _ in range(2)]
         deadline = time.monotonic() + START_SECONDS
-        while not all(worker.ready for worker in self.workers) and time.monotonic() < deadline:
+        while not all(worker.ready for worker in self.workers):
+            assert time.monotonic() < deadline, f"the workers have not started within {START_SECONDS:g} s"
             time.sleep(0.05)
         self._client("stable", choose, _LEASE)
         self._client("mortal", choose, _SHORT_LEASE)
