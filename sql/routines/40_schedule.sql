@@ -57,7 +57,11 @@ end;
 $$;
 comment on function pgrecall._missing_recall(text) is 'Raises PR003 for an unknown recall id.';
 
-create or replace function pgrecall._refuse_status(recall_id text, what text)
+create or replace function pgrecall._refuse_status(
+    recall_id text,
+    what text,
+    hint text default 'Only a pending or running recall can.'
+)
 returns void
 language plpgsql
 volatile
@@ -74,10 +78,10 @@ begin
         perform pgrecall._missing_recall(recall_id);
     end if;
     raise exception 'recall % is %, so it cannot be %', quote_literal(recall_id), v_status, what
-        using errcode = 'PR004', detail = v_status, hint = 'Only a pending or running recall can.';
+        using errcode = 'PR004', detail = v_status, hint = _refuse_status.hint;
 end;
 $$;
-comment on function pgrecall._refuse_status(text, text) is
+comment on function pgrecall._refuse_status(text, text, text) is
     'Raises PR003 for an unknown recall id, else PR004: its status does not allow what was asked. Called by reschedule, mark_fired, mark_cancelled and pause_recall.';
 
 create or replace function pgrecall._missing_session(session_id text)
@@ -330,7 +334,11 @@ begin
         and session_recalls.status in ('pending', 'running')
     returning * into v_recall;
     if not found then
-        perform pgrecall._refuse_status(reschedule.recall_id, 'rescheduled');
+        perform pgrecall._refuse_status(
+            reschedule.recall_id,
+            'rescheduled',
+            hint => 'Only a pending or running recall can: schedule a new one instead.'
+        );
     end if;
     return v_recall;
 end;
