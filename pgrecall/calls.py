@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pgrecall.errors import InvalidRecallError
 from pgrecall.model import (
@@ -23,6 +23,7 @@ from pgrecall.model import (
     Finished,
     HeldSession,
     IfHeld,
+    InstalledSchema,
     OnInterrupt,
     OnMaxDefer,
     Recall,
@@ -55,8 +56,10 @@ class Call(Generic[T]):
     @property
     def statement(self) -> str:
         """The SELECT that makes the call, with psycopg's named placeholders."""
+        # Columns by name: a statement that was prepared before an upgrade goes on, whatever columns that adds.
+        columns = "*" if self.row is None else ", ".join(f'"{field.name}"' for field in fields(cast("Any", self.row)))
         arguments = ", ".join(f'"{name}" => %({name})s' for name in self.arguments)
-        return f"select * from pgrecall.{self.function}({arguments})"
+        return f"select {columns} from pgrecall.{self.function}({arguments})"
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -608,6 +611,6 @@ def adopt_recalls(old_table: str, mark_as: str, naive_times_in: str | None) -> C
     )
 
 
-def schema_version() -> Call[int]:
-    """`pgrecall.schema_version`."""
-    return Call("schema_version", {})
+def get_schema() -> Call[InstalledSchema]:
+    """`pgrecall.get_schema`."""
+    return Call("get_schema", {}, InstalledSchema)

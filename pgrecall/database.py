@@ -34,6 +34,7 @@ from pgrecall.errors import (
     SessionNotFoundError,
     SettingsError,
 )
+from pgrecall.model import InstalledSchema
 
 T = TypeVar("T")
 
@@ -367,18 +368,18 @@ def run_sync(connection: psycopg.Connection[Any], call: Call[T]) -> list[T]:
         return cast("list[T]", cursor.fetchall())
 
 
-def schema_version_sync(connection: psycopg.Connection[Any]) -> int | None:
-    """The version of the schema in this connection's database; None if there is none."""
+def installed_schema_sync(connection: psycopg.Connection[Any]) -> InstalledSchema | None:
+    """The schema in this connection's database; None if there is none."""
     try:
-        return run_sync(connection, calls.schema_version())[0]
+        return run_sync(connection, calls.get_schema())[0]
     except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction):
         return None
 
 
-async def schema_version_async(connection: psycopg.AsyncConnection[Any]) -> int | None:
-    """As `schema_version_sync`, on an async connection."""
+async def installed_schema_async(connection: psycopg.AsyncConnection[Any]) -> InstalledSchema | None:
+    """As `installed_schema_sync`, on an async connection."""
     try:
-        return (await run_async(connection, calls.schema_version()))[0]
+        return (await run_async(connection, calls.get_schema()))[0]
     except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction):
         return None
 
@@ -396,11 +397,11 @@ def ensure(dsn: str) -> None:
         SchemaTooNewError: It is newer.
     """
     with connect_sync(dsn) as connection:
-        version = schema_version_sync(connection)
-        if version is None or version < schema.SCHEMA_VERSION:
+        installed = installed_schema_sync(connection)
+        if installed is None or installed.version < schema.SCHEMA_VERSION:
             schema.install(connection)
         else:
-            schema.check(version)
+            schema.check(installed)
 
 
 #: A pool opens a connection when somebody needs one, and leaves the next attempt after a failure to the next caller,
@@ -520,7 +521,7 @@ class AsyncDatabase:
             raise (pool.trouble or error).with_traceback(None) from None
         try:
             if not self._checked:
-                schema.check(await schema_version_async(connection))
+                schema.check(await installed_schema_async(connection))
                 self._checked = True
             yield connection
         except BaseException as error:
@@ -565,7 +566,7 @@ class SyncDatabase:
             raise (pool.trouble or error).with_traceback(None) from None
         try:
             if not self._checked:
-                schema.check(schema_version_sync(connection))
+                schema.check(installed_schema_sync(connection))
                 self._checked = True
             yield connection
         except BaseException as error:

@@ -235,6 +235,19 @@ class HeldSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledSchema:
+    """The schema of a database.
+
+    Attributes:
+        version: Its version.
+        oldest_client: The oldest version whose clients and workers work with it.
+    """
+
+    version: int
+    oldest_client: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The row of `pgrecall.settings`; the comments of its columns say what each means."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 
 from pgrecall.errors import SchemaError, SchemaMissingError, SchemaOutdatedError, SchemaTooNewError
+from pgrecall.model import InstalledSchema
 
 #: The version of sql/ that this package was made for; `pgrecall.schema_version()` says the database's.
 SCHEMA_VERSION = 1
@@ -96,23 +97,23 @@ def _too_new(version: int) -> str:
     return f"the pgrecall schema in the database is version {version}, this package was made for {SCHEMA_VERSION}"
 
 
-def check(version: int | None) -> None:
-    """Compares the database's schema version with this package's.
+def check(installed: InstalledSchema | None) -> None:
+    """Compares the database's schema with the one that this package was made for.
 
     Args:
-        version: What `pgrecall.schema_version()` said; None if there is no such function.
+        installed: What `pgrecall.get_schema()` said; None if there is no such function.
 
     Raises:
         SchemaMissingError: None was given.
         SchemaOutdatedError: The database is behind.
-        SchemaTooNewError: The database is ahead.
+        SchemaTooNewError: The database is ahead, and does not work with clients as old as this one any more.
     """
-    if version is None:
+    if installed is None:
         raise SchemaMissingError("the database has no pgrecall schema", hint="Run: pgrecall migrate")
-    if version < SCHEMA_VERSION:
+    if installed.version < SCHEMA_VERSION:
         raise SchemaOutdatedError(
-            f"the pgrecall schema in the database is version {version}, this package needs {SCHEMA_VERSION}",
+            f"the pgrecall schema in the database is version {installed.version}, this package needs {SCHEMA_VERSION}",
             hint="Run: pgrecall migrate",
         )
-    if version > SCHEMA_VERSION:
-        raise SchemaTooNewError(_too_new(version), hint="Upgrade the package: pip install -U pgrecall")
+    if installed.oldest_client > SCHEMA_VERSION:
+        raise SchemaTooNewError(_too_new(installed.version), hint="Upgrade the package: pip install -U pgrecall")

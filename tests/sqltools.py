@@ -60,6 +60,16 @@ def call_one(db: psycopg.Connection, function: str, **arguments: object) -> Row:
     return found
 
 
+def pretend_schema(db: psycopg.Connection, version: int, oldest_client: int) -> None:
+    """Make the schema say that it is of another version."""
+    db.execute(
+        sql.SQL(
+            """create or replace function pgrecall.get_schema()
+            returns table (version integer, oldest_client integer) language sql immutable as 'select {}, {}'"""
+        ).format(sql.Literal(version), sql.Literal(oldest_client))
+    )
+
+
 def set_clock(db: psycopg.Connection, at: datetime | None) -> None:
     """Stop the database's clock at a time; None: let it go again."""
     shown = "pg_catalog.clock_timestamp()" if at is None else f"timestamptz '{at.isoformat()}'"

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqltools import pretend_schema
 
 import pgrecall
 from pgrecall import doctor, schema
@@ -259,9 +260,7 @@ def test_a_worker_without_a_schema_is_exit_code_6(empty_database: str, tmp_path:
 
 
 def test_a_newer_schema_is_exit_code_6(run: Run, connection: psycopg.Connection) -> None:
-    connection.execute(
-        "create or replace function pgrecall.schema_version() returns integer language sql immutable as 'select 999'"
-    )
+    pretend_schema(connection, 999, oldest_client=999)
     assert "999" in failure(run("list"), 6)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
+from sqltools import pretend_schema
 
 from pgrecall import (
     InvalidRecallError,
@@ -276,9 +277,7 @@ async def test_an_older_schema_is_said_with_the_command_to_run_and_brought_up_to
     database: str, kind: type[Any]
 ) -> None:
     with psycopg.connect(database) as connection:
-        connection.execute(
-            "create or replace function pgrecall.schema_version() returns integer language sql immutable as 'select 0'"
-        )
+        pretend_schema(connection, 0, oldest_client=0)
     face = Face(kind, database)
     with pytest.raises(SchemaOutdatedError, match="is version 0, this package needs 1") as raised:
         await face("get_next_trigger_at")
@@ -290,14 +289,32 @@ async def test_an_older_schema_is_said_with_the_command_to_run_and_brought_up_to
 
 async def test_a_newer_schema_is_said_and_left_alone(database: str) -> None:
     with psycopg.connect(database) as connection:
-        connection.execute(
-            "create or replace function pgrecall.schema_version() returns integer language sql immutable as 'select 99'"
-        )
+        pretend_schema(connection, 99, oldest_client=99)
     async with RecallScheduler(database) as scheduler:
         with pytest.raises(SchemaTooNewError, match="version 99"):
             await scheduler.get_next_trigger_at()
         with pytest.raises(SchemaTooNewError):
             await scheduler.ensure_tables()
+
+
+async def test_a_newer_schema_that_works_with_older_clients_is_used(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        pretend_schema(connection, 99, oldest_client=1)
+    async with RecallScheduler(database) as scheduler:
+        await scheduler.ensure_tables()
+        assert await scheduler.get_next_trigger_at() is None
+
+
+@pytest.mark.parametrize("kind", [RecallScheduler, SyncRecallScheduler])
+async def test_a_prepared_statement_outlives_an_upgrade_that_adds_columns(database: str, kind: type[Any]) -> None:
+    face = Face(kind, database)
+    with psycopg.connect(database) as connection:
+        for number in range(12):
+            if number == 8:  # psycopg has prepared it by then
+                connection.execute("alter table pgrecall.session_recalls add column new_one text default 'x'")
+                connection.commit()
+            assert await face("list_recalls", is_admin=True) == []
+    await face("aclose" if kind is RecallScheduler else "close")
 
 
 def test_a_dsn_that_is_none_is_refused_before_anything_connects() -> None:

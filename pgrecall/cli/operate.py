@@ -35,7 +35,8 @@ def migrate(target: Target, *, only_print: bool) -> None:
         target.server(with_schema=False) as dsn,
         psycopg.connect(database.conninfo(dsn), autocommit=True) as connection,
     ):
-        before = database.schema_version_sync(connection)
+        found = database.installed_schema_sync(connection)
+        before = found.version if found else None
         applied = schema.install(connection)
         name = connection.info.dbname
     if target.as_json:

@@ -57,7 +57,7 @@ class Target:
         with self.server() as dsn:
             scheduler = SyncRecallScheduler(dsn)
             with psycopg.connect(scheduler.dsn, autocommit=True) as connection:
-                schema.check(database.schema_version_sync(connection))
+                schema.check(database.installed_schema_sync(connection))
                 yield scheduler, connection
 
 

@@ -25,13 +25,15 @@ _TRIGGERS = ("announce_insert", "announce_update", "recall_delete", "recall_upda
 def schema(connection: Connection) -> Check:
     """Whether the schema is there, and the one that this package needs."""
     try:
-        version = database.schema_version_sync(connection)
-        installed.check(version)
+        found = database.installed_schema_sync(connection)
+        installed.check(found)
     except SchemaError as error:
         return Check("schema", "fail", str(error), error.hint)
     except psycopg.Error as error:
         return Check("schema", "fail", one_line(error), "The role needs usage on the schema pgrecall.")
-    return Check("schema", "ok", f"version {version}, as this package needs")
+    if found and found.version > installed.SCHEMA_VERSION:
+        return Check("schema", "ok", f"version {found.version}, newer than this package, and works with it")
+    return Check("schema", "ok", f"version {installed.SCHEMA_VERSION}, as this package needs")
 
 
 def triggers(connection: Connection) -> Check:

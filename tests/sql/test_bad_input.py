@@ -77,6 +77,7 @@ FUNCTIONS: dict[str, Row] = {
     "retry_delivery": {"delivery_id": 1},
     "schedule_recall": {"session_id": "idle", "additional_context_message": "Go on."},
     "schema_version": {},
+    "get_schema": {},
     "skip_next_recall": {"session_id": "waits"},
     "span_text": {"span": "90 seconds"},
     "time_text": {"moment": "2026-11-23 00:00:00+00", "time_zone": "Europe/Paris"},
