@@ -63,6 +63,12 @@ class Recall:
     claimed_at: datetime | None = None
     last_error: str | None = None
     due_at: datetime | None = None
+    pause_id: int | None = None
+    grid_at: datetime | None = None
+    stopped_by: str | None = None
+    stop_reason: str | None = None
+    after_stop: Literal["retry", "skip"] | None = None
+    scheduled_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from pgrecall.errors import SchemaError, SchemaMissingError, SchemaOutdatedError
 from pgrecall.model import InstalledSchema
 
 #: The version of sql/ that this package was made for; `pgrecall.schema_version()` says the database's.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _FIRST_TIME = """\
 -- A first installation of pgrecall, for any client. A database that has pgrecall is upgraded by `pgrecall migrate`, or

@@ -11,10 +11,10 @@ begin;
 \ir migrations/0000_bookkeeping.sql
 do $$
 declare
-    v_newer integer := (select max(version) from pgrecall.migrations where version > 1);
+    v_newer integer := (select max(version) from pgrecall.migrations where version > 2);
 begin
     if v_newer is not null then
-        raise exception 'the pgrecall schema in the database is version %, these files were made for 1', v_newer
+        raise exception 'the pgrecall schema in the database is version %, these files were made for 2', v_newer
             using hint = 'Take the files of the newer release.';
     end if;
 end $$;
@@ -25,6 +25,10 @@ end $$;
 select not exists (select from pgrecall.migrations where version = 1) as needed \gset
 \if :needed
     \ir migrations/0001_initial.sql
+\endif
+select not exists (select from pgrecall.migrations where version = 2) as needed \gset
+\if :needed
+    \ir migrations/0002_operations.sql
 \endif
 \ir routines/10_version.sql
 \ir routines/40_schedule.sql

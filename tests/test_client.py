@@ -279,7 +279,7 @@ async def test_an_older_schema_is_said_with_the_command_to_run_and_brought_up_to
     with psycopg.connect(database) as connection:
         pretend_schema(connection, 0, oldest_client=0)
     face = Face(kind, database)
-    with pytest.raises(SchemaOutdatedError, match="is version 0, this package needs 1") as raised:
+    with pytest.raises(SchemaOutdatedError, match="is version 0, this package needs 2") as raised:
         await face("get_next_trigger_at")
     assert raised.value.hint == "Run: pgrecall migrate"
     await face("ensure_tables")

@@ -48,3 +48,32 @@ as $$
 $$;
 comment on function pgrecall.microseconds(timestamptz) is
     'Microseconds since 1970-01-01 00:00 UTC, exact: the form in which times travel in notifications and in the register armed_until.';
+
+create or replace function pgrecall.current_user_id()
+returns text
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A claim first: a gateway such as PostgREST has checked it, and its users cannot set the other.
+    select coalesce(
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub',
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('pgrecall.user_id', true), '')
+    );
+$$;
+comment on function pgrecall.current_user_id() is
+    'The user for whom this connection speaks: the claim sub of a JWT as PostgREST and Supabase hand it on, else the setting pgrecall.user_id; null: none. Called by the policies of row-level security and by the audit.';
+
+create or replace function pgrecall._caller()
+returns text
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(nullif(current_setting('role', true), 'none'), session_user)::text;
+$$;
+comment on function pgrecall._caller() is
+    'The role that the client has now: by SET ROLE, else by its login; also inside functions that run with their owner''s rights. Called by the audit and by stop_run.';

@@ -5,7 +5,7 @@ immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select 1;
+    select 2;
 $$;
 comment on function pgrecall.schema_version() is
     'The version of everything in sql/, raised by every release that changes any of it. A client that was made for another version says which command to run.';

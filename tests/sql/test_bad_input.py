@@ -78,6 +78,7 @@ FUNCTIONS: dict[str, Row] = {
     "schedule_recall": {"session_id": "idle", "additional_context_message": "Go on."},
     "schema_version": {},
     "get_schema": {},
+    "current_user_id": {},
     "skip_next_recall": {"session_id": "waits"},
     "span_text": {"span": "90 seconds"},
     "time_text": {"moment": "2026-11-23 00:00:00+00", "time_zone": "Europe/Paris"},
@@ -162,7 +163,15 @@ UPDATES: dict[str, list[str]] = {
 CLAIMS_OWN = {"session_recalls.run_id"}
 
 #: Tables that nobody is invited to write.
-INTERNAL = {"migrations", "server_incarnation", "session_waiters", "deliveries", "run_reports", "host_sessions"}
+INTERNAL = {
+    "migrations",
+    "server_incarnation",
+    "session_waiters",
+    "deliveries",
+    "run_reports",
+    "host_sessions",
+    "pauses",
+}
 
 #: A table of one row: no INSERT of any kind, and its CHECKs are tried in test_holds.py.
 ONE_ROW = {"settings"}

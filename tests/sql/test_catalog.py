@@ -238,7 +238,7 @@ def test_every_routine_for_callers_has_a_call_from_python(db: psycopg.Connection
     """The others are for people and for the SQL itself."""
     public = {one["proname"] for one in routines(db) if not one["proname"].startswith("_")}
     for_sql = {"clock", "new_id", "microseconds", "occurrence_message_id", "cron_error", "cron_next", "time_zone_error"}
-    for_sql |= {"time_text", "span_text", "default_message_template", "message_template_error"}
+    for_sql |= {"current_user_id", "time_text", "span_text", "default_message_template", "message_template_error"}
     assert public - for_sql - {"watch", "schema_version"} == set(CALLS)
 
 
