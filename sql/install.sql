@@ -44,5 +44,6 @@ select not exists (select from pgrecall.migrations where version = 2) as needed 
 \ir routines/77_agents.sql
 \ir routines/80_read.sql
 \ir routines/90_host.sql
+\ir routines/95_roles.sql
 commit;
 \echo 'pgrecall is installed: select pgrecall.schema_version();'

@@ -56,15 +56,21 @@ stable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A claim first: a gateway such as PostgREST has checked it, and its users cannot set the other.
-    select coalesce(
-        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub',
-        nullif(current_setting('request.jwt.claim.sub', true), ''),
-        nullif(current_setting('pgrecall.user_id', true), '')
-    );
+    -- What a gateway has said stands alone: claims without a user name nobody, whatever else is set. Only a text counts;
+    -- an empty one is what a setting of an earlier transaction leaves behind.
+    select case
+        when nullif(current_setting('request.jwt.claims', true), '') is not null then (
+            select case when jsonb_typeof(token.claims -> 'sub') = 'string' then nullif(token.claims ->> 'sub', '') end
+            from (select current_setting('request.jwt.claims', true)::jsonb as claims) as token
+        )
+        else coalesce(
+            nullif(current_setting('request.jwt.claim.sub', true), ''),
+            nullif(current_setting('pgrecall.user_id', true), '')
+        )
+    end;
 $$;
 comment on function pgrecall.current_user_id() is
-    'The user for whom this connection speaks: the claim sub of a JWT as PostgREST and Supabase hand it on, else the setting pgrecall.user_id; null: none. Called by the policies of row-level security and by the audit.';
+    'The user for whom this connection speaks: the claim sub of the JWT that PostgREST and Supabase hand on, else the setting pgrecall.user_id; null: none. Claims that name nobody, or are no JSON (an error), are not replaced by another setting. Called by the policies of row-level security and by the audit.';
 
 create or replace function pgrecall._caller()
 returns text

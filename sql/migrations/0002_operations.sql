@@ -55,6 +55,20 @@ alter table pgrecall.session_recalls alter column scheduled_by set default curre
 comment on column pgrecall.session_recalls.scheduled_by is
     'The role that asked for it; null: made before version 2. A producer may see and change what it has asked for itself.';
 
+alter table pgrecall.sessions add column made_by text;
+alter table pgrecall.sessions alter column made_by set default current_user;
+comment on column pgrecall.sessions.made_by is
+    'The role that has inserted it; null: made before version 2. A producer may see the sessions that it has made itself.';
+
+-- Always on, also where there are no roles: then nobody but the owner sees a row, whatever was granted. Policies are in
+-- routines/95_roles.sql, since those for roles wait for the roles.
+alter table pgrecall.sessions enable row level security;
+alter table pgrecall.session_recalls enable row level security;
+alter table pgrecall.session_messages enable row level security;
+alter table pgrecall.recall_runs enable row level security;
+alter table pgrecall.deliveries enable row level security;
+alter table pgrecall.pauses enable row level security;
+
 -- Audit
 
 -- Retention

@@ -88,6 +88,7 @@ create or replace function pgrecall._missing_session(session_id text)
 returns void
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -350,6 +351,7 @@ create or replace function pgrecall.mark_fired(recall_id text)
 returns pgrecall.session_recalls
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare

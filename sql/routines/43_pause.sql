@@ -24,6 +24,7 @@ create or replace function pgrecall.pause_recall(
 returns pgrecall.session_recalls
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -50,6 +51,7 @@ create or replace function pgrecall.resume_recall(recall_id text)
 returns pgrecall.session_recalls
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -82,6 +84,7 @@ create or replace function pgrecall.pause_all(reason text default null, paused_u
 returns pgrecall.settings
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -106,6 +109,7 @@ create or replace function pgrecall.resume_all()
 returns pgrecall.settings
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare

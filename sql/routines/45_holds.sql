@@ -218,6 +218,7 @@ create or replace function pgrecall.hold_session(
 returns pgrecall.session_hold
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -352,6 +353,7 @@ create or replace function pgrecall.renew_hold(
 returns boolean
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -385,6 +387,7 @@ create or replace function pgrecall.free_session(session_id text, holder text de
 returns boolean
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -431,6 +434,7 @@ create or replace function pgrecall.touch_session(session_id text)
 returns boolean
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -458,6 +462,7 @@ returns table (
 )
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select

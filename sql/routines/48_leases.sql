@@ -238,6 +238,7 @@ create or replace function pgrecall.renew(worker_id text, lease interval default
 returns setof bigint
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -270,6 +271,7 @@ create or replace function pgrecall.release(worker_id text, run_ids bigint[])
 returns integer
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -300,6 +302,7 @@ create or replace function pgrecall.unregister_worker(worker_id text)
 returns void
 language sql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
     delete from pgrecall.workers

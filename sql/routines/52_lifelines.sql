@@ -73,6 +73,7 @@ create or replace function pgrecall.register_worker(
 returns timestamptz
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -135,6 +136,7 @@ create or replace function pgrecall.give_up_lifelines(worker_id text, lifelines 
 returns boolean
 language sql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
     -- Only those that the worker knows to be lost: one that it has taken meanwhile on another connection stays.
@@ -156,6 +158,7 @@ create or replace function pgrecall._end_dead_worker(worker_id text, lifelines b
 returns jsonb
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -212,6 +215,7 @@ create or replace function pgrecall._watch_next(worker_id text)
 returns text
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -262,6 +266,7 @@ create or replace function pgrecall._free_lifelines(worker_id text)
 returns table (id text, lifelines bigint[], reconnect_grace interval)
 language sql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select w.id, w.lifelines, w.reconnect_grace

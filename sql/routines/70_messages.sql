@@ -4,6 +4,7 @@ create or replace function pgrecall.append_messages(session_id text, messages js
 returns integer
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare

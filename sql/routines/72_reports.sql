@@ -62,6 +62,7 @@ create or replace function pgrecall.report_run(
 returns boolean
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -154,6 +155,7 @@ create or replace function pgrecall.get_report(run_id bigint)
 returns setof pgrecall.run_reports
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select report.*

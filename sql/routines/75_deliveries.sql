@@ -86,6 +86,7 @@ returns table (
 )
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -138,6 +139,7 @@ create or replace function pgrecall.end_delivery(
 returns timestamptz
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -179,6 +181,7 @@ create or replace function pgrecall.retry_delivery(delivery_id bigint)
 returns pgrecall.deliveries
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -214,6 +217,7 @@ create or replace function pgrecall.get_deliveries(
 returns setof pgrecall.deliveries
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -249,6 +249,7 @@ create or replace function pgrecall.agent_schedule_recall(
 returns jsonb
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -483,6 +484,7 @@ create or replace function pgrecall.agent_list_recalls(session_id text)
 returns jsonb
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -514,6 +516,7 @@ create or replace function pgrecall.agent_cancel_recall(
 returns jsonb
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -572,6 +575,7 @@ create or replace function pgrecall.agent_skip_next_recall(
 returns jsonb
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
