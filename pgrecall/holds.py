@@ -202,8 +202,9 @@ class Line:
                     failing.reset()
                     async for notify in connection.notifies():
                         kind, _, waiter_id = notify.payload.partition(" ")
-                        if kind == "granted" and waiter_id.isdecimal() and int(waiter_id) in self._by_id:
-                            self._by_id[int(waiter_id)].set()
+                        with suppress(ValueError):  # from somebody else on the same channel
+                            if kind == "granted" and (event := self._by_id.get(int(waiter_id))) is not None:
+                                event.set()
             except (psycopg.Error, RecallError) as error:
                 _not_heard(error)
             finally:

@@ -14,7 +14,6 @@ import random
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -173,8 +172,10 @@ class Worker:
         self._unheard_until = -math.inf
         self._stopping = anyio.Event()
         self._given_back = 0
-        # Runs that were told to stop before we heard that they are ours.
-        self._early_stops: deque[int] = deque(maxlen=100)
+        # Somebody says that runs must stop: to be asked about. The time when that was last said of a run that is not
+        # among ours, or not yet: the answer to its claim may be on its way.
+        self._told_to_stop = anyio.Event()
+        self._early_stop_at = -math.inf
         self._let_go_at = math.inf
         self._started = False
 
@@ -263,6 +264,7 @@ class Worker:
                         effect=_POLLING_MEANS,
                     )
                 background.start_soon(self._guard_lease, lease)
+                background.start_soon(self._confirm_stops)
                 background.start_soon(self._deliverer.run)
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
@@ -341,24 +343,53 @@ class Worker:
             self._watch.begin()
         elif kind == "watch" and value == self.worker_id:
             self._watch.begin_anew()
-        elif kind == "stop" and value == "all":
-            self._stop_runs("told to stop")
-        elif kind in ("stop", "report"):
-            self._heard_of_run(kind, int(value))
+        elif kind == "stop":
+            self._heard_of_stop(None if value == "all" else int(value))
+        elif kind == "report":
+            run = self._runs.get(int(value))
+            if run is not None:
+                run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
         elif kind == "deliver":
             self._deliverer.heard(value)
         elif kind != "watch":
             raise ValueError(payload)
 
-    def _heard_of_run(self, kind: str, run_id: int) -> None:
-        run = self._runs.get(run_id)
-        if kind == "report":
-            if run is not None:
-                run.recall._reported.set()  # noqa: SLF001 (ours)
-        elif run is not None:
-            run.stop("told to stop")
-        else:
-            self._early_stops.append(run_id)
+    def _heard_of_stop(self, run_id: int | None) -> None:
+        """Somebody says that this run must stop, or (None) all."""
+        if run_id not in self._runs:
+            self._early_stop_at = time.monotonic()
+        if run_id is None or run_id in self._runs:
+            self._told_to_stop.set()
+
+    async def _confirm_stops(self) -> None:
+        """Stops runs that somebody says must stop, if the database says so, too.
+
+        Whoever may connect to a database may notify, with any payload. One statement answers for all runs, and messages
+        that come meanwhile wait for its end, so that a flood of them costs little.
+        """
+        failing = Backoff(0.05, 5)
+        while True:
+            await self._told_to_stop.wait()
+            self._told_to_stop = anyio.Event()
+            # Those claimed later may be missing in the answer.
+            running = [run for run in self._runs.values() if run.stop_reason is None]
+            if not running:
+                continue
+            call = calls.renew(self.worker_id, timedelta(seconds=self._lease))
+            try:
+                async with database.answered_within(self._patience, "renew()"):
+                    held = await self._database.run(call)
+            except (RecallError, psycopg.Error) as error:
+                # The renewals of the lease ask the same, and stop runs in time if nobody answers.
+                logger().debug("stop_unconfirmed", worker_id=self.worker_id, error=describe(error))
+                self._told_to_stop.set()
+                await anyio.sleep(failing.pause())
+                continue
+            failing.reset()
+            for run in running:
+                if run.recall.run_id not in held:
+                    run.stop("told to stop")
+            await anyio.sleep(_RETRY)
 
     async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
         unsettled = Backoff(0.005, 2)
@@ -475,8 +506,8 @@ class Worker:
             run.stop("claimed in doubt")
         elif self._stopping.is_set():
             run.stop("worker stopping")
-        elif run.recall.run_id in self._early_stops:
-            run.stop("told to stop")
+        elif self._early_stop_at >= asked_at:
+            self._told_to_stop.set()
         runs.start_soon(self._run, run, lease)
 
     async def _run(self, run: Run, lease: LeaseKeeper) -> None:

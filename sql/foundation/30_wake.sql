@@ -95,6 +95,16 @@ begin
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
             new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
             new.defer_reason := null;
+            -- Whoever says so without skip_next_recall() has a move of its own recall recorded as what it is, too.
+            if new.status = 'pending'
+                and old.status = 'pending'
+                and old.call_type = 'recurring'
+                and new.trigger_at > old.trigger_at
+                and current_setting('pgrecall.skips', true) = old.id
+            then
+                insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+                values (old.id, old.session_id, old.trigger_at, new.updated_at, 'skipped', 'skipped by request');
+            end if;
         elsif new.defer_reason is not null
             and (new.idle_for_seconds, new.max_defer_seconds, new.on_max_defer)
                 is distinct from (old.idle_for_seconds, old.max_defer_seconds, old.on_max_defer)
@@ -133,7 +143,7 @@ begin
 end;
 $$;
 comment on function pgrecall._before_recall_update() is
-    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run, and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run or skipped (the setting pgrecall.skips names the recall), and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
 create or replace function pgrecall._after_recall_delete()
 returns trigger

@@ -142,6 +142,7 @@ declare
     v_recall pgrecall.session_recalls;
     v_constraint text;
     v_detail text;
+    v_message text;
 begin
     v_call_type := coalesce(
         schedule_recall.call_type,
@@ -245,6 +246,13 @@ exception
     when foreign_key_violation or program_limit_exceeded then
         -- Or an id that is too long for an index, which no session has either.
         perform pgrecall._missing_session(schedule_recall.session_id);
+    when insufficient_privilege then
+        -- To a user somebody else's session is none. The name of the policy is in the message in any language.
+        get stacked diagnostics v_message = message_text;
+        if strpos(v_message, 'users_keep_to_recalls_of_their_own_sessions') > 0 then
+            perform pgrecall._missing_session(schedule_recall.session_id);
+        end if;
+        raise;
 end;
 $$;
 comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text) is
@@ -305,11 +313,12 @@ begin
         where session_recalls.id = v_recall.id;
         return true;
     end if;
-    insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
-    values (v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(), 'skipped', 'skipped by request');
+    -- The caller may have no right to write the ledger: the trigger recall_update does, and is told that this is a skip.
+    perform set_config('pgrecall.skips', v_recall.id, true);
     update pgrecall.session_recalls
     set trigger_at = v_next
     where session_recalls.id = v_recall.id;
+    perform set_config('pgrecall.skips', '', true);
     return true;
 end;
 $$;

@@ -383,6 +383,24 @@ $$;
 comment on function pgrecall.renew_hold(text, text, interval) is
     'Prolongs a chat''s hold by the lease from now. False: it is not the holder''s any more, or a recall that was put off for its max_defer_seconds wants the session, so that the hold ends: the chat must let go. Called by chat servers, every third of the lease. Raises: PR005. Locks: the session row.';
 
+create or replace function pgrecall._is_operator()
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select
+        from pg_roles as role
+        join pg_namespace as place on place.nspname = 'pgrecall'
+        where (role.oid = place.nspowner or role.rolname = 'pgrecall_operator')
+            and pg_has_role(pgrecall._caller(), role.oid, 'usage')
+    );
+$$;
+comment on function pgrecall._is_operator() is
+    'Whether the client''s role has the rights of an operator or of the owner, also inside functions that run with their owner''s rights. Called by free_session.';
+
 create or replace function pgrecall.free_session(session_id text, holder text default null)
 returns boolean
 language plpgsql
@@ -395,6 +413,10 @@ declare
     v_left boolean;
     v_ends boolean;
 begin
+    if free_session.holder is null and not pgrecall._is_operator() then
+        raise exception 'only an operator frees a session without naming its holder'
+            using errcode = 'insufficient_privilege', hint = 'Give the holder, or ask a member of pgrecall_operator.';
+    end if;
     select known.*
     into v_session
     from pgrecall.sessions as known
@@ -428,7 +450,7 @@ begin
 end;
 $$;
 comment on function pgrecall.free_session(text, text) is
-    'Ends a chat''s hold on a session, or its waiting for one; whoever waits is woken. True if there was something to end. holder null is for operators: whichever chat it is, or the rest of a run whose recall is gone; a run that is alive is stopped by cancelling its recall instead. Called by chat servers. Locks: the session row. Notifies: channel pgrecall_holds, and through the deferred recalls.';
+    'Ends a chat''s hold on a session, or its waiting for one; whoever waits is woken. True if there was something to end. holder null is for operators and the owner only: whichever chat it is, or the rest of a run whose recall is gone; a run that is alive is stopped by cancelling its recall instead. Called by chat servers. Raises: 42501 no holder, and not an operator. Locks: the session row. Notifies: channel pgrecall_holds, and through the deferred recalls.';
 
 create or replace function pgrecall.touch_session(session_id text)
 returns boolean

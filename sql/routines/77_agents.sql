@@ -399,7 +399,7 @@ begin
             end if;
             insert into pgrecall.session_recalls (
                 session_id, call_type, trigger_at, interval_seconds, additional_context_message, cron, time_zone,
-                end_at, pause_after_failures, created_by, created_by_run_id, chain_depth, idempotency_key
+                end_at, pause_after_failures, created_by, created_by_run_id, chain_depth, idempotency_key, scheduled_by
             )
             values (
                 agent_schedule_recall.session_id,
@@ -414,7 +414,8 @@ begin
                 'agent',
                 v_run.run_id,
                 v_depth,
-                agent_schedule_recall.idempotency_key
+                agent_schedule_recall.idempotency_key,
+                pgrecall._caller()
             )
             returning * into v_recall;
             exit;
