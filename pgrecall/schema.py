@@ -18,6 +18,21 @@ _FIRST_TIME = """\
 -- A first installation of pgrecall, for any client. A database that has pgrecall is upgraded by `pgrecall migrate`, or
 -- by psql with sql/install.sql: this script stops there with an error and changes nothing."""
 
+#: Who may do what, see docs/roles.md.
+GROUP_ROLES = (
+    "pgrecall_chat",
+    "pgrecall_observer",
+    "pgrecall_operator",
+    "pgrecall_producer",
+    "pgrecall_user",
+    "pgrecall_worker",
+)
+
+_ROLES_BY_HAND = """\
+-- The group roles of pgrecall, for a server on which the installation could not make them. Run the first part as a role
+-- that may (CREATEROLE, or your provider's administrator), the last line as the owner of the schema pgrecall, in each
+-- database that has it. Then, for example: grant pgrecall_worker to my_worker;"""
+
 BOOKKEEPING = "migrations/0000_bookkeeping.sql"
 
 
@@ -59,6 +74,15 @@ def script_files() -> list[str]:
 def script() -> str:
     """One SQL script for a first installation with any client: no psql commands, one transaction."""
     return "\n".join([_FIRST_TIME, "begin;", *(f"-- {name}\n{_text(name)}" for name in script_files()), "commit;\n"])
+
+
+def roles_script() -> str:
+    """SQL that makes the group roles by hand, for servers on which the owner of the schema may not."""
+    made = "\n".join(
+        f"do $$ begin create role {name} nologin; exception when duplicate_object then null; end $$;"
+        for name in GROUP_ROLES
+    )
+    return f"{_ROLES_BY_HAND}\n{made}\nselect pgrecall.grant_roles();\n"
 
 
 def install(connection: psycopg.Connection) -> int:

@@ -7,45 +7,6 @@
 -- that workers, chats and operators call are SECURITY DEFINER: to call them is their right, they need none on tables.
 -- What producers and users call runs with their own rights, so that grants and policies decide, as with plain SQL.
 
--- A newer release may be installed by somebody else than the older one, for example a superuser. What runs with its
--- owner's rights must not get that one's; and triggers and foreign keys need one owner of all.
-do $$
-declare
-    v_owner regrole;
-    v_change text;
-begin
-    select known.nspowner
-    into v_owner
-    from pg_catalog.pg_namespace as known
-    where known.nspname = 'pgrecall';
-    for v_change in
-        select pg_catalog.format('alter routine %s owner to %s', routine.oid::regprocedure, v_owner)
-        from pg_catalog.pg_proc as routine
-        where routine.pronamespace = 'pgrecall'::regnamespace
-            and routine.proowner <> v_owner
-        union all
-        select pg_catalog.format(
-            'alter %s %s owner to %s',
-            case relation.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end,
-            relation.oid::regclass, v_owner
-        )
-        from pg_catalog.pg_class as relation
-        where relation.relnamespace = 'pgrecall'::regnamespace
-            and relation.relkind in ('r', 'v', 'c', 'S')
-            and relation.relowner <> v_owner
-            -- The sequence of an identity column goes with its table.
-            and not exists (
-                select
-                from pg_catalog.pg_depend as part
-                where part.classid = 'pg_catalog.pg_class'::regclass
-                    and part.objid = relation.oid
-                    and part.deptype in ('a', 'i')
-            )
-    loop
-        execute v_change;
-    end loop;
-end $$;
-
 do $$
 declare
     v_role text;
@@ -135,30 +96,27 @@ begin
 
     -- 1. Routines: one line each. One that is not here is its owner's.
     for v_statement in
-        select format(
-            'grant execute on routine %s to %s', routine.oid::regprocedure,
-            (select string_agg(role.name, ', ') from unnest(v_roles) as role (name) where strpos(listed.roles, substr(role.name, 10)) > 0)
-        )
+        select format('grant execute on routine %s to %s', routine.oid::regprocedure, string_agg(role.name, ', '))
         from (values
-            -- For everybody: what rules, defaults and policies compute with, and which version this is.
-            ('schema_version', 'producer chat worker operator observer user'),
-            ('get_schema', 'producer chat worker operator observer user'),
-            ('clock', 'producer chat worker operator observer user'),
-            ('new_id', 'producer chat worker operator observer user'),
-            ('microseconds', 'producer chat worker operator observer user'),
-            ('current_user_id', 'producer chat worker operator observer user'),
-            ('_caller', 'producer chat worker operator observer user'),
-            ('_cron_fields', 'producer chat worker operator observer user'),
-            ('_cron_field', 'producer chat worker operator observer user'),
-            ('_cron_next_local', 'producer chat worker operator observer user'),
-            ('cron_error', 'producer chat worker operator observer user'),
-            ('cron_next', 'producer chat worker operator observer user'),
-            ('time_zone_error', 'producer chat worker operator observer user'),
-            ('time_text', 'producer chat worker operator observer user'),
-            ('span_text', 'producer chat worker operator observer user'),
-            ('default_message_template', 'producer chat worker operator observer user'),
-            ('message_template_error', 'producer chat worker operator observer user'),
-            ('occurrence_message_id', 'producer chat worker operator observer user'),
+            -- For everybody: what rules, defaults and policies compute with, so that a grant on a table is enough for
+            -- plain SQL, also to roles of the host's own. They read no table.
+            ('schema_version', 'public'),
+            ('get_schema', 'public'),
+            ('clock', 'public'),
+            ('new_id', 'public'),
+            ('microseconds', 'public'),
+            ('current_user_id', 'public'),
+            ('_cron_fields', 'public'),
+            ('_cron_field', 'public'),
+            ('_cron_next_local', 'public'),
+            ('cron_error', 'public'),
+            ('cron_next', 'public'),
+            ('time_zone_error', 'public'),
+            ('time_text', 'public'),
+            ('span_text', 'public'),
+            ('default_message_template', 'public'),
+            ('message_template_error', 'public'),
+            ('occurrence_message_id', 'public'),
             -- Recalls, with the rights of the caller.
             ('schedule_recall', 'producer operator user'),
             ('cancel_recall', 'producer operator user'),
@@ -213,11 +171,11 @@ begin
             ('_is_held', 'operator observer')
         ) as listed (name, roles)
         join pg_proc as routine on routine.proname = listed.name and routine.pronamespace = 'pgrecall'::regnamespace
+        join unnest('public'::text || v_roles) as role (name)
+            on replace(role.name, 'pgrecall_', '') = any (string_to_array(listed.roles, ' '))
+        group by routine.oid
     loop
-        -- Null: none of its roles is there.
-        if v_statement is not null then
-            execute v_statement;
-        end if;
+        execute v_statement;
     end loop;
 
     -- 2. Tables, views and sequences. Observers get no column that holds words of people or agents, or an address.
@@ -367,6 +325,45 @@ end;
 $$;
 comment on function pgrecall.grant_roles() is
     'Takes all rights on the schema from PUBLIC and from the group roles, and gives these theirs, with the policies of row-level security; rights of other roles stay. Returns the group roles that there are. Called by every installation, and by the owner after making roles by hand. Locks: that of an installation; the tables, for a moment, if a policy is missing.';
+
+-- A newer release may be installed by somebody else than the older one, for example a superuser. What runs with its
+-- owner's rights must not get that one's; and triggers and foreign keys need one owner of all.
+do $$
+declare
+    v_owner regrole;
+    v_change text;
+begin
+    select known.nspowner
+    into v_owner
+    from pg_catalog.pg_namespace as known
+    where known.nspname = 'pgrecall';
+    for v_change in
+        select pg_catalog.format('alter routine %s owner to %s', routine.oid::regprocedure, v_owner)
+        from pg_catalog.pg_proc as routine
+        where routine.pronamespace = 'pgrecall'::regnamespace
+            and routine.proowner <> v_owner
+        union all
+        select pg_catalog.format(
+            'alter %s %s owner to %s',
+            case relation.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end,
+            relation.oid::regclass, v_owner
+        )
+        from pg_catalog.pg_class as relation
+        where relation.relnamespace = 'pgrecall'::regnamespace
+            and relation.relkind in ('r', 'v', 'c', 'S')
+            and relation.relowner <> v_owner
+            -- The sequence of an identity column goes with its table.
+            and (relation.relkind <> 'S' or not exists (
+                select
+                from pg_catalog.pg_depend as part
+                where part.classid = 'pg_catalog.pg_class'::regclass
+                    and part.objid = relation.oid
+                    and part.deptype in ('a', 'i')
+            ))
+    loop
+        execute v_change;
+    end loop;
+end $$;
 
 do $$
 begin
