@@ -179,18 +179,20 @@ begin
     end loop;
 
     -- 2. Tables, views and sequences. Observers get no column that holds words of people or agents, or an address.
+    --    Whoever has UPDATE or DELETE on a whole table may lock it, and nothing is claimed then. So only operators have:
+    --    producers and users cancel.
     for v_statement in
         select format('grant %s to pgrecall_%s', listed.what, listed.role)
         from (values
             ('producer', 'usage on schema pgrecall'),
-            ('producer', 'select, delete on pgrecall.session_recalls'),
+            ('producer', 'select on pgrecall.session_recalls'),
             ('producer', 'insert (' || v_request || ') on pgrecall.session_recalls'),
             ('producer', 'update (' || v_change || ') on pgrecall.session_recalls'),
             ('producer', 'select (id, user_id, created_at, metadata, time_zone, made_by) on pgrecall.sessions'),
             ('producer', 'insert (id, user_id, time_zone, metadata) on pgrecall.sessions'),
 
             ('user', 'usage on schema pgrecall'),
-            ('user', 'select, delete on pgrecall.session_recalls'),
+            ('user', 'select on pgrecall.session_recalls'),
             ('user', 'insert (' || v_request || ') on pgrecall.session_recalls'),
             ('user', 'update (' || v_change || ') on pgrecall.session_recalls'),
             ('user', 'select (id, user_id, created_at, metadata, time_zone, max_runs_per_day, active_at) on pgrecall.sessions'),

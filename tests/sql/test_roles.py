@@ -183,7 +183,7 @@ RELATIONS: dict[str, dict[str, dict[str, str]]] = {
             "producer": CHANGE,
             "user": CHANGE,
         },
-        "delete": {"operator": ALL, "producer": ALL, "user": ALL},
+        "delete": {"operator": ALL},
     },
     "session_waiters": {"select": {"operator": ALL, "observer": ALL}},
     "sessions": {
@@ -333,6 +333,11 @@ def test_every_column_can_be_used_by_those_who_should_and_by_nobody_else(
                 if is_denied(connection, statement) == (name in may[privilege]):
                     wrong.append((role, relation, privilege, name))
             if kind == "r":
+                # Whoever can lock a table can stop all work.
+                if is_denied(connection, f"lock table pgrecall.{relation} in exclusive mode") == bool(
+                    may["delete"] or relation == "settings" and may["update"]
+                ):
+                    wrong.append((role, relation, "lock", ALL))
                 if is_denied(connection, f"delete from pgrecall.{relation} where false") == bool(may["delete"]):
                     wrong.append((role, relation, "delete", ALL))
                 if not is_denied(connection, f"truncate pgrecall.{relation}"):
