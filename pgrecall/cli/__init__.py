@@ -6,12 +6,13 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, deliver, hold, host, look, operate, pausing, run, schedule, setting, tools
+from pgrecall.cli import change, deliver, hold, host, look, operate, pausing, roles, run, schedule, setting, tools
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
     run.demo,
     operate.migrate,
+    roles.roles,
     run.worker,
     schedule.schedule,
     look.list_,

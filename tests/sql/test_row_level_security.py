@@ -594,11 +594,11 @@ def test_a_lock_that_anybody_can_take_keeps_no_recall_waiting(
     run = claim_one(owner)
     assert run["recall_id"] == made
     finish(owner, run)
-    look = call(owner, "claim", worker_id="w2", up_to=1)[0]
+    look = call(owner, "claim", worker_id="w1", up_to=1)[0]
     assert not look["settled"]
     assert look["next_due_at"] == NOW
     opened["user"].execute("select pg_advisory_unlock_all()")
-    wait_until(lambda: call(owner, "claim", worker_id="w2", up_to=1)[0]["settled"], "a settled look")
+    wait_until(lambda: call(owner, "claim", worker_id="w1", up_to=1)[0]["settled"], "a settled look")
 
 
 def test_the_login_of_a_test_is_no_superuser(dsns: dict[str, str], database: str) -> None:
