@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         except ServerUnavailable as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_RUN] = uuid.uuid4().hex[:8]
+        cleanup.callback(_drop_roles, config.stash[_SERVER], _group_roles(config.stash[_SERVER]))
         cleanup.callback(_drop_databases, config.stash[_SERVER], config.stash[_RUN])
 
 
@@ -67,6 +68,20 @@ def _drop_databases(server: Server, run: str) -> None:
         left = admin.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [f"recall_{run}_"])
         for (name,) in left.fetchall():
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _group_roles(server: Server) -> set[str]:
+    with psycopg.connect(server.dsn) as db:
+        found = db.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'pgrecall\\_%%' AND NOT rolcanlogin").fetchall()
+    return {name for (name,) in found}
+
+
+def _drop_roles(server: Server, before: set[str]) -> None:
+    """Drop the group roles that installations have made meanwhile, unless another database of the server has them."""
+    with psycopg.connect(server.dsn, autocommit=True) as admin:
+        for name in _group_roles(server) - before:
+            with suppress(psycopg.errors.DependentObjectsStillExist, psycopg.errors.UndefinedObject):
+                admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 @contextmanager

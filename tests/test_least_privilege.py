@@ -267,7 +267,7 @@ def test_an_operator_has_every_verb_but_those_of_the_owner(database: str, dsns: 
     verb(dsn, "settings", "timeout_seconds=60")
     verb(dsn, "holds")
     verb(dsn, "deliveries")
-    verb(dsn, "cancel", "s1")
+    verb(dsn, "cancel", made)
     assert CliRunner().invoke(cli, ["use-own-sessions", "--dsn", dsn]).exit_code == 5
 
 
