@@ -4,6 +4,12 @@ insert into pgrecall.migrations (version, name) values (2, 'operations');
 
 -- Steering: pauses of a session or user, stopping a run, an occurrence out of turn
 
+-- A parameter more makes another function: with both of them there, calls would be ambiguous.
+drop function if exists pgrecall.schedule_recall(
+    text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer,
+    integer, text, text, integer, text
+);
+
 create table pgrecall.pauses (
     id bigint primary key generated always as identity,
     session_id text

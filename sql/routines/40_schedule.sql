@@ -108,6 +108,31 @@ end;
 $$;
 comment on function pgrecall._missing_session(text) is 'Raises PR002 for an unknown session id.';
 
+create or replace function pgrecall._make_way(recall pgrecall.session_recalls, reason text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if recall.status = 'running' and recall.run_id is not null then
+        -- Cancelling would stop the run, maybe the very one that asks. It goes on to its end and is the last, also if
+        -- it was moved meanwhile; a running recall that is not recurring does not stand in the way of a new one.
+        update pgrecall.session_recalls
+        set call_type = 'once',
+            trigger_at = nominal_at
+        where session_recalls.id = recall.id;
+    else
+        update pgrecall.session_recalls
+        set status = 'cancelled',
+            last_error = _make_way.reason
+        where session_recalls.id = recall.id;
+    end if;
+end;
+$$;
+comment on function pgrecall._make_way(pgrecall.session_recalls, text) is
+    'Takes the pending recall of a session out of the way of a new one: cancelled, with the reason in its ledger; a recurring one that runs becomes a once instead, so that its run is not stopped. Called by schedule_recall and _agent_end, which have locked it.';
+
 create or replace function pgrecall.schedule_recall(
     session_id text,
     additional_context_message text,
@@ -128,7 +153,8 @@ create or replace function pgrecall.schedule_recall(
     on_max_defer text default null,
     on_interrupt text default null,
     pause_after_failures integer default null,
-    deliver_to text default null
+    deliver_to text default null,
+    if_exists text default 'raise'
 )
 returns pgrecall.session_recalls
 language plpgsql
@@ -136,12 +162,17 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_id constant text := coalesce(schedule_recall.id, pgrecall.new_id());
     v_call_type text;
     v_trigger_at timestamptz := schedule_recall.trigger_at;
     v_recall pgrecall.session_recalls;
     v_constraint text;
     v_detail text;
 begin
+    if if_exists is null or if_exists not in ('raise', 'replace', 'keep') then
+        raise exception 'if_exists is %, but must be raise, replace or keep', quote_nullable(left(if_exists, 100))
+            using errcode = 'PR005', hint = 'The default is raise.';
+    end if;
     v_call_type := coalesce(
         schedule_recall.call_type,
         case
@@ -175,79 +206,131 @@ begin
             using errcode = 'PR005', hint = 'Give a finite time, or nothing for now.';
     end if;
 
-    if schedule_recall.idempotency_key is not null then
-        select known.*
-        into v_recall
-        from pgrecall.session_recalls as known
-        where known.session_id = schedule_recall.session_id
-            and known.idempotency_key = schedule_recall.idempotency_key;
-        if found then
-            return v_recall;
+    for v_try in 1..20 loop
+        if schedule_recall.idempotency_key is not null then
+            select known.*
+            into v_recall
+            from pgrecall.session_recalls as known
+            where known.session_id = schedule_recall.session_id
+                and known.idempotency_key = schedule_recall.idempotency_key;
+            if found then
+                return v_recall;
+            end if;
         end if;
-    end if;
+        if if_exists = 'keep' then
+            -- Without a lock, since that would hide the recall from a worker that is about to claim it.
+            select pending.*
+            into v_recall
+            from pgrecall.session_recalls as pending
+            where pending.session_id = schedule_recall.session_id
+                and (pending.status = 'pending' or (pending.status = 'running' and pending.call_type = 'recurring'));
+            if found then
+                return v_recall;
+            end if;
+        end if;
 
-    insert into pgrecall.session_recalls (
-        id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
-        cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata, idle_for_seconds,
-        max_defer_seconds, on_max_defer, on_interrupt, pause_after_failures, deliver_to
-    )
-    values (
-        coalesce(schedule_recall.id, pgrecall.new_id()),
-        schedule_recall.session_id,
-        v_call_type,
-        v_trigger_at,
-        schedule_recall.interval_seconds,
-        schedule_recall.internal_comment,
-        schedule_recall.additional_context_message,
-        schedule_recall.cron,
-        schedule_recall.time_zone,
-        schedule_recall.end_at,
-        coalesce(schedule_recall.max_attempts, 3),
-        schedule_recall.timeout_seconds,
-        schedule_recall.idempotency_key,
-        coalesce(schedule_recall.metadata, '{}'),
-        schedule_recall.idle_for_seconds,
-        coalesce(schedule_recall.max_defer_seconds, 86400),
-        coalesce(schedule_recall.on_max_defer, 'run'),
-        coalesce(schedule_recall.on_interrupt, 'retry'),
-        schedule_recall.pause_after_failures,
-        schedule_recall.deliver_to
-    )
-    returning * into v_recall;
-    return v_recall;
-exception
-    when unique_violation then
-        get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
-        -- Somebody else's request with this key may have been committed after we looked. Which of its two unique
-        -- indexes we met first says nothing.
-        select known.*
-        into v_recall
-        from pgrecall.session_recalls as known
-        where known.session_id = schedule_recall.session_id
-            and known.idempotency_key = schedule_recall.idempotency_key;
-        if found then
+        begin
+            if if_exists = 'replace' then
+                -- A new row and not an update in place: the ledger and the messages of the old recall are by its id,
+                -- a run that it has goes on under it, and the caller sees by the id that the recall is new.
+                select pending.*
+                into v_recall
+                from pgrecall.session_recalls as pending
+                where pending.session_id = schedule_recall.session_id
+                    and (
+                        pending.status = 'pending'
+                        or (pending.status = 'running' and pending.call_type = 'recurring')
+                    )
+                for update;
+                if found then
+                    perform pgrecall._make_way(v_recall, format('replaced by recall %s', v_id));
+                end if;
+            end if;
+            -- Waits for a transaction that has inserted another one and is not committed.
+            insert into pgrecall.session_recalls (
+                id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
+                cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata, idle_for_seconds,
+                max_defer_seconds, on_max_defer, on_interrupt, pause_after_failures, deliver_to
+            )
+            values (
+                v_id,
+                schedule_recall.session_id,
+                v_call_type,
+                v_trigger_at,
+                schedule_recall.interval_seconds,
+                schedule_recall.internal_comment,
+                schedule_recall.additional_context_message,
+                schedule_recall.cron,
+                schedule_recall.time_zone,
+                schedule_recall.end_at,
+                coalesce(schedule_recall.max_attempts, 3),
+                schedule_recall.timeout_seconds,
+                schedule_recall.idempotency_key,
+                coalesce(schedule_recall.metadata, '{}'),
+                schedule_recall.idle_for_seconds,
+                coalesce(schedule_recall.max_defer_seconds, 86400),
+                coalesce(schedule_recall.on_max_defer, 'run'),
+                coalesce(schedule_recall.on_interrupt, 'retry'),
+                schedule_recall.pause_after_failures,
+                schedule_recall.deliver_to
+            )
+            returning * into v_recall;
             return v_recall;
-        elsif v_constraint = 'one_pending_recall_per_session' then
-            raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
-                using
-                    errcode = 'PR001',
-                    constraint = v_constraint,
-                    detail = schedule_recall.session_id,
-                    hint = 'Cancel it with cancel_recall(), or move it with reschedule().';
-        elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
-            -- The snapshot of the caller's transaction is older than that request.
-            raise;
-        else
-            raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
-                using errcode = 'PR005', constraint = v_constraint, detail = v_detail, hint = 'Leave id out for a new one.';
-        end if;
-    when foreign_key_violation or program_limit_exceeded then
-        -- Or an id that is too long for an index, which no session has either.
-        perform pgrecall._missing_session(schedule_recall.session_id);
+        exception
+            when unique_violation then
+                get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
+                -- Somebody else's request with this key may have been committed after we looked. Which of its two
+                -- unique indexes we met first says nothing.
+                select known.*
+                into v_recall
+                from pgrecall.session_recalls as known
+                where known.session_id = schedule_recall.session_id
+                    and known.idempotency_key = schedule_recall.idempotency_key;
+                if found then
+                    return v_recall;
+                elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
+                    -- The snapshot of the caller's transaction is older than that request.
+                    raise;
+                elsif v_constraint <> 'one_pending_recall_per_session' then
+                    raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
+                        using
+                            errcode = 'PR005',
+                            constraint = v_constraint,
+                            detail = v_detail,
+                            hint = 'Leave id out for a new one.';
+                elsif if_exists = 'raise' then
+                    raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
+                        using
+                            errcode = 'PR001',
+                            constraint = v_constraint,
+                            detail = schedule_recall.session_id,
+                            hint = 'Cancel it with cancel_recall(), move it with reschedule(), or say if_exists => ''replace'' or ''keep''.';
+                elsif current_setting('transaction_isolation') <> 'read committed' then
+                    raise exception 'session % got a pending recall after this transaction began', quote_literal(schedule_recall.session_id)
+                        using
+                            errcode = 'serialization_failure',
+                            constraint = v_constraint,
+                            detail = schedule_recall.session_id,
+                            hint = 'Run the whole transaction again, or use READ COMMITTED.';
+                end if;
+                -- Committed after we looked: look again.
+            when foreign_key_violation or program_limit_exceeded then
+                -- Or an id that is too long for an index, which no session has either.
+                perform pgrecall._missing_session(schedule_recall.session_id);
+        end;
+    end loop;
+    -- Who replaces waits his turn and then finds what the one before has put there; only a crowd comes this far. So
+    -- does a role that may not see the pending recall, at once.
+    raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
+        using
+            errcode = 'PR001',
+            constraint = v_constraint,
+            detail = schedule_recall.session_id,
+            hint = 'It is not yours to see, or others schedule recalls in this session right now: try again.';
 end;
 $$;
-comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text) is
-    'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument. Notifies: at commit, if this is due before the workers would wake.';
+comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text, text) is
+    'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. if_exists, for a session that has a pending recall: raise; keep it and return it as it is; or replace it, which cancels it, or lets a run that it has be its last. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument, 40001 for keep and replace in REPEATABLE READ if the pending recall is newer than the transaction. Locks: the replaced recall. Notifies: at commit, if this is due before the workers would wake.';
 
 create or replace function pgrecall.cancel_recall(session_id text)
 returns boolean
