@@ -22,6 +22,7 @@ from pgrecall.model import (
     DeliveryStatus,
     Finished,
     HeldSession,
+    IfExists,
     IfHeld,
     InstalledSchema,
     OnInterrupt,
@@ -191,12 +192,14 @@ def schedule_recall(
     on_interrupt: OnInterrupt | None,
     pause_after_failures: int | None,
     deliver_to: str | None,
+    if_exists: IfExists,
 ) -> Call[Recall]:
     """`pgrecall.schedule_recall`."""
     return Call(
         "schedule_recall",
         {"session_id": _text("session_id", session_id)}
         | {"additional_context_message": _text("additional_context_message", additional_context_message)}
+        | {"if_exists": _text("if_exists", if_exists)}
         | _given(
             call_type=_text("call_type", call_type),
             trigger_at=_aware("trigger_at", trigger_at),

@@ -21,6 +21,7 @@ from pgrecall.model import (
     Delivery,
     DeliveryStatus,
     HeldSession,
+    IfExists,
     IfHeld,
     OnInterrupt,
     OnMaxDefer,
@@ -91,6 +92,7 @@ class RecallScheduler:
         on_interrupt: OnInterrupt | None = None,
         pause_after_failures: int | None = None,
         deliver_to: str | None = None,
+        if_exists: IfExists = "raise",
         connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -116,13 +118,15 @@ class RecallScheduler:
             on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
             pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
             deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
+            if_exists: If the session has a pending recall: `raise` (the default), `keep` and return it, or `replace` it
+                by this one. A recurring one that runs is not stopped: this run is its last.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
-            The new recall, or the one that has the idempotency_key.
+            The new recall, or the one that has the idempotency_key or is kept.
 
         Raises:
-            RecallExistsError: The session has a pending recall.
+            RecallExistsError: The session has a pending recall, and if_exists is `raise`.
             SessionNotFoundError: There is no such session.
             InvalidRecallError: An argument makes no sense.
         """
@@ -147,6 +151,7 @@ class RecallScheduler:
             on_interrupt=on_interrupt,
             pause_after_failures=pause_after_failures,
             deliver_to=deliver_to,
+            if_exists=if_exists,
         )
         return (await self.database.run(call, connection))[0]
 
@@ -495,6 +500,7 @@ class SyncRecallScheduler:
         on_interrupt: OnInterrupt | None = None,
         pause_after_failures: int | None = None,
         deliver_to: str | None = None,
+        if_exists: IfExists = "raise",
         connection: psycopg.Connection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -520,13 +526,15 @@ class SyncRecallScheduler:
             on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
             pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
             deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
+            if_exists: If the session has a pending recall: `raise` (the default), `keep` and return it, or `replace` it
+                by this one. A recurring one that runs is not stopped: this run is its last.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
-            The new recall, or the one that has the idempotency_key.
+            The new recall, or the one that has the idempotency_key or is kept.
 
         Raises:
-            RecallExistsError: The session has a pending recall.
+            RecallExistsError: The session has a pending recall, and if_exists is `raise`.
             SessionNotFoundError: There is no such session.
             InvalidRecallError: An argument makes no sense.
         """
@@ -551,6 +559,7 @@ class SyncRecallScheduler:
             on_interrupt=on_interrupt,
             pause_after_failures=pause_after_failures,
             deliver_to=deliver_to,
+            if_exists=if_exists,
         )
         return (self.database.run(call, connection))[0]
 

@@ -11,6 +11,7 @@ Status = Literal["pending", "running", "fired", "failed", "cancelled"]
 DeliveryStatus = Literal["pending", "delivered", "failed"]
 OnMaxDefer = Literal["run", "skip"]
 OnInterrupt = Literal["retry", "skip"]
+IfExists = Literal["raise", "replace", "keep"]
 IfHeld = Literal["refuse", "wait", "interrupt"]
 Outcome = Literal["success", "silent", "error", "timeout", "interrupted", "lost", "skipped", "missed"]
 

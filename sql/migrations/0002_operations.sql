@@ -61,6 +61,65 @@ alter table pgrecall.session_recalls alter column scheduled_by set default curre
 comment on column pgrecall.session_recalls.scheduled_by is
     'The role that asked for it; null: made before version 2. A producer may see and change what it has asked for itself.';
 
+-- What is wrong with a cron expression, a time zone or a template is told by the error itself
+
+alter table pgrecall.session_recalls
+    drop constraint cron_must_be_a_valid_expression,
+    drop constraint time_zone_must_be_an_iana_name,
+    add constraint cron_must_be_a_valid_expression check (
+        cron is null
+        or pgrecall._is_right(
+            pgrecall.cron_error(cron), 'cron_must_be_a_valid_expression', 'For example ''0 9 * * mon-fri''.'
+        )
+    ) not valid,
+    add constraint time_zone_must_be_an_iana_name check (
+        time_zone is null
+        or pgrecall._is_right(
+            pgrecall.time_zone_error(time_zone),
+            'time_zone_must_be_an_iana_name',
+            'Use an IANA name such as ''Europe/Paris'', or ''UTC''.'
+        )
+    ) not valid;
+alter table pgrecall.sessions
+    drop constraint time_zone_of_session_must_be_an_iana_name,
+    add constraint time_zone_of_session_must_be_an_iana_name check (
+        time_zone is null
+        or pgrecall._is_right(
+            pgrecall.time_zone_error(time_zone),
+            'time_zone_of_session_must_be_an_iana_name',
+            'Use an IANA name such as ''Europe/Paris'', or ''UTC''.'
+        )
+    ) not valid;
+alter table pgrecall.settings
+    drop constraint message_template_must_be_valid,
+    add constraint message_template_must_be_valid check (
+        pgrecall._is_right(
+            pgrecall.message_template_error(message_template),
+            'message_template_must_be_valid',
+            'For example ''[Scheduled recall] {message}''; default_message_template() gives the first one back.'
+        )
+    );
+do $$
+declare
+    v_rule record;
+begin
+    for v_rule in
+        values
+            ('session_recalls', 'cron_must_be_a_valid_expression'),
+            ('session_recalls', 'time_zone_must_be_an_iana_name'),
+            ('sessions', 'time_zone_of_session_must_be_an_iana_name')
+    loop
+        begin
+            execute format('alter table pgrecall.%I validate constraint %I', v_rule.column1, v_rule.column2);
+        exception
+            when check_violation then
+                -- A zone that the server has dropped since: its rows stay, as they did under the rule before.
+                raise warning 'constraint % stays NOT VALID: %', v_rule.column2, sqlerrm
+                    using hint = 'Correct the rows, then: alter table … validate constraint ….';
+        end;
+    end loop;
+end $$;
+
 -- Audit
 
 -- Retention

@@ -100,6 +100,8 @@ VARIANTS: list[tuple[str, Row]] = [
     ("schedule_recall", {"interval_seconds": 1, "trigger_at": "2026-11-23 00:00:00+00"}),
     ("schedule_recall", {"session_id": "waits"}),
     ("schedule_recall", {"idempotency_key": "k", "id": "waits"}),
+    ("schedule_recall", {"session_id": "waits", "if_exists": "replace"}),
+    ("schedule_recall", {"session_id": "runs", "if_exists": "keep"}),
     ("reschedule", {"recall_id": "runs"}),
     ("mark_fired", {"recall_id": "runs"}),
     ("finish", {"outcome": "success", "append_reply": True, "reply": "Done."}),
