@@ -53,6 +53,17 @@ comment on column pgrecall.session_recalls.stop_reason is 'Why, for people.';
 comment on column pgrecall.session_recalls.after_stop is
     'What becomes of the occurrence that was stopped. retry: it runs again. skip: it is left out.';
 
+create index recalls_of_pause on pgrecall.session_recalls (pause_id) where pause_id is not null;
+comment on index pgrecall.recalls_of_pause is 'Serves resuming what a pause of a session or user has paused.';
+
+create trigger session_owner_update
+after update of user_id on pgrecall.sessions
+for each row
+when (old.user_id is distinct from new.user_id)
+execute function pgrecall._after_session_owner_update();
+comment on trigger session_owner_update on pgrecall.sessions is
+    'The pause of a user ends for a session that goes to another user.';
+
 -- Roles and row-level security
 
 alter table pgrecall.session_recalls add column scheduled_by text;

@@ -25,8 +25,12 @@ begin
         else
             v_step := make_interval(secs => recall.interval_seconds);
             -- Grid points are trigger_at + n * step; the first one strictly after `after`, and never trigger_at itself.
-            v_next := recall.trigger_at + v_step * greatest(
-                floor(extract(epoch from after - recall.trigger_at) / recall.interval_seconds) + 1, 1
+            -- One that runs out of turn has its grid from grid_at, which may be still to come and then is the next one.
+            v_next := coalesce(recall.grid_at, recall.trigger_at) + v_step * greatest(
+                floor(
+                    extract(epoch from after - coalesce(recall.grid_at, recall.trigger_at)) / recall.interval_seconds
+                ) + 1,
+                case when recall.grid_at is null then 1 else 0 end
             )::double precision;
         end if;
     exception
@@ -42,7 +46,7 @@ begin
 end;
 $$;
 comment on function pgrecall._next_occurrence(pgrecall.session_recalls, timestamptz) is
-    'The first occurrence strictly after the given time on the recall''s own schedule; null if it has none (not recurring, or past its end_at). Called by finish, skip_next_recall and mark_fired.';
+    'The first occurrence strictly after the given time on the recall''s own schedule; null if it has none (not recurring, or past its end_at). Called by finish, skip_next_recall and mark_fired. Changing trigger_at clears grid_at (trigger recall_update).';
 
 create or replace function pgrecall._missing_recall(recall_id text)
 returns void
@@ -107,6 +111,27 @@ begin
 end;
 $$;
 comment on function pgrecall._missing_session(text) is 'Raises PR002 for an unknown session id.';
+
+create or replace function pgrecall._refuse_second_recall(
+    session_id text,
+    hint text default 'Cancel it with cancel_recall(), or move it with reschedule().'
+)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'session % already has a pending recall', quote_literal(session_id)
+        using
+            errcode = 'PR001',
+            constraint = 'one_pending_recall_per_session',
+            detail = session_id,
+            hint = _refuse_second_recall.hint;
+end;
+$$;
+comment on function pgrecall._refuse_second_recall(text, text) is
+    'Raises PR001 for a session that has a pending recall. Called by schedule_recall and retry_recall.';
 
 create or replace function pgrecall._make_way(recall pgrecall.session_recalls, reason text)
 returns void
@@ -299,12 +324,10 @@ begin
                             detail = v_detail,
                             hint = 'Leave id out for a new one.';
                 elsif if_exists = 'raise' then
-                    raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
-                        using
-                            errcode = 'PR001',
-                            constraint = v_constraint,
-                            detail = schedule_recall.session_id,
-                            hint = 'Cancel it with cancel_recall(), move it with reschedule(), or say if_exists => ''replace'' or ''keep''.';
+                    perform pgrecall._refuse_second_recall(
+                        schedule_recall.session_id,
+                        'Cancel it with cancel_recall(), move it with reschedule(), or say if_exists => ''replace'' or ''keep''.'
+                    );
                 elsif current_setting('transaction_isolation') <> 'read committed' then
                     raise exception 'session % got a pending recall after this transaction began', quote_literal(schedule_recall.session_id)
                         using
@@ -321,12 +344,10 @@ begin
     end loop;
     -- Who replaces waits his turn and then finds what the one before has put there; only a crowd comes this far. So
     -- does a role that may not see the pending recall, at once.
-    raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
-        using
-            errcode = 'PR001',
-            constraint = v_constraint,
-            detail = schedule_recall.session_id,
-            hint = 'It is not yours to see, or others schedule recalls in this session right now: try again.';
+    perform pgrecall._refuse_second_recall(
+        schedule_recall.session_id,
+        'It is not yours to see, or others schedule recalls in this session right now: try again.'
+    );
 end;
 $$;
 comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text, text) is
@@ -359,6 +380,35 @@ $$;
 comment on function pgrecall.cancel_recall(text) is
     'Cancels the pending recall of a session; false if it has none. A recurring recall counts as pending while it runs: its run is told to stop. Called by anyone. Notifies: stop, if it runs.';
 
+create or replace function pgrecall._skip_occurrence(recall pgrecall.session_recalls)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+    v_next timestamptz := pgrecall._next_occurrence(recall, recall.trigger_at);
+begin
+    if v_next is null then
+        update pgrecall.session_recalls
+        set status = 'cancelled'
+        where session_recalls.id = recall.id
+        returning * into v_recall;
+        return v_recall;
+    end if;
+    insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
+    values (recall.id, recall.session_id, recall.trigger_at, pgrecall.clock(), 'skipped', 'skipped by request');
+    update pgrecall.session_recalls
+    set trigger_at = v_next
+    where session_recalls.id = recall.id
+    returning * into v_recall;
+    return v_recall;
+end;
+$$;
+comment on function pgrecall._skip_occurrence(pgrecall.session_recalls) is
+    'Moves a pending recurring recall one occurrence on and records the one left out; one that has no other is cancelled. Called by skip_next_recall and skip_recalls, which hold the row lock.';
+
 create or replace function pgrecall.skip_next_recall(session_id text)
 returns boolean
 language plpgsql
@@ -367,7 +417,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
-    v_next timestamptz;
 begin
     select pending.*
     into v_recall
@@ -380,18 +429,7 @@ begin
     if not found then
         return false;
     end if;
-    v_next := pgrecall._next_occurrence(v_recall, v_recall.trigger_at);
-    if v_next is null then
-        update pgrecall.session_recalls
-        set status = 'cancelled'
-        where session_recalls.id = v_recall.id;
-        return true;
-    end if;
-    insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, finished_at, outcome, reason)
-    values (v_recall.id, v_recall.session_id, v_recall.trigger_at, pgrecall.clock(), 'skipped', 'skipped by request');
-    update pgrecall.session_recalls
-    set trigger_at = v_next
-    where session_recalls.id = v_recall.id;
+    perform pgrecall._skip_occurrence(v_recall);
     return true;
 end;
 $$;
