@@ -15,6 +15,8 @@ import anyio.to_thread
 import psycopg
 
 from pgrecall import calls, database
+from pgrecall.administration import Administration
+from pgrecall.administration_sync import SyncAdministration
 from pgrecall.holds import Hold, Line, SyncHold
 from pgrecall.model import (
     CallType,
@@ -27,11 +29,10 @@ from pgrecall.model import (
     OnMaxDefer,
     Recall,
     RecallRun,
-    Settings,
 )
 
 
-class RecallScheduler:
+class RecallScheduler(Administration):
     """Schedules and manages recalls.
 
     The connection pool opens on first use and belongs to the running event loop. Close it with `aclose()`, or use the
@@ -262,49 +263,6 @@ class RecallScheduler:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return await self.database.run(calls.get_runs(recall_id, limit), connection)
 
-    async def pause_recall(
-        self,
-        recall_id: str,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.AsyncConnection[Any] | None = None,
-    ) -> Recall:
-        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-            RecallStateError: It has ended.
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (await self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
-
-    async def resume_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
-        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-        """
-        return (await self.database.run(calls.resume_recall(recall_id), connection))[0]
-
-    async def pause_all(
-        self,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.AsyncConnection[Any] | None = None,
-    ) -> Settings:
-        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
-
-        Raises:
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (await self.database.run(calls.pause_all(reason, paused_until), connection))[0]
-
-    async def resume_all(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Settings:
-        """Ends the pause of everything."""
-        return (await self.database.run(calls.resume_all(), connection))[0]
-
     def hold_session(
         self,
         session_id: str,
@@ -440,7 +398,7 @@ class RecallScheduler:
         return (await self.database.run(calls.retry_delivery(delivery_id), connection))[0]
 
 
-class SyncRecallScheduler:
+class SyncRecallScheduler(SyncAdministration):
     """Schedules and manages recalls, for programs without an event loop.
 
     The connection pool opens on first use and may be shared by threads. Close it with `close()`, or use the scheduler
@@ -667,49 +625,6 @@ class SyncRecallScheduler:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return self.database.run(calls.get_runs(recall_id, limit), connection)
-
-    def pause_recall(
-        self,
-        recall_id: str,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
-    ) -> Recall:
-        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-            RecallStateError: It has ended.
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
-
-    def resume_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
-        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-        """
-        return (self.database.run(calls.resume_recall(recall_id), connection))[0]
-
-    def pause_all(
-        self,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
-    ) -> Settings:
-        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
-
-        Raises:
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (self.database.run(calls.pause_all(reason, paused_until), connection))[0]
-
-    def resume_all(self, *, connection: psycopg.Connection[Any] | None = None) -> Settings:
-        """Ends the pause of everything."""
-        return (self.database.run(calls.resume_all(), connection))[0]
 
     def hold_session(
         self,

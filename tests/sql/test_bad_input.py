@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import fuzztools
 import psycopg
@@ -522,6 +522,21 @@ METHODS: dict[str, Row] = {
     "get_pending_session_ids": {"session_ids": ["waits"]},
     "get_recall": {"recall_id": "waits"},
     "get_runs": {"recall_id": "waits"},
+    "run_now": {"recall_id": "waits"},
+    "retry_recall": {"recall_id": "waits"},
+    "stop_run": {"recall_id": "runs"},
+    "pause_session": {"session_id": "idle"},
+    "pause_user": {"user_id": "ada"},
+    "resume_session": {"session_id": "idle"},
+    "resume_user": {"user_id": "ada"},
+    "cancel_recalls": {"user_id": "ada"},
+    "pause_recalls": {"user_id": "ada"},
+    "resume_recalls": {"user_id": "ada"},
+    "skip_recalls": {"user_id": "ada"},
+    "reschedule_recalls": {"user_id": "ada", "by": timedelta(hours=1)},
+    "run_recalls_now": {"user_id": "ada"},
+    "retry_recalls": {"user_id": "ada"},
+    "stop_runs": {"user_id": "ada"},
 }
 #: Methods that take nothing from a caller that could be bad.
 WITHOUT_INPUT = {"close", "ensure_tables"}
@@ -588,10 +603,13 @@ VERBS: dict[str, list[str]] = {
     "pause": ["waits"],
     "reschedule": ["waits", "--in", "1h"],
     "resume": ["waits"],
+    "retry": ["ended"],
+    "run-now": ["waits"],
     "schedule": ["idle", "Go on."],
     "settings": ["timeout_seconds=600"],
     "show": ["waits"],
     "skip": ["waits"],
+    "stop": ["runs"],
     "token": ["idle"],
     "use-own-sessions": [],
     "use-sessions-table": ["pg_class"],

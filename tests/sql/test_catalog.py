@@ -200,6 +200,9 @@ SAMPLES: Row = {
     "usage": {},
     "messages": [],
     "session_ids": [],
+    "recall_ids": [],
+    "failed_since": datetime(2030, 1, 1, tzinfo=UTC),
+    "by": timedelta(seconds=1),
 }
 CALLS = {
     name: function

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -48,9 +49,7 @@ def db(db: psycopg.Connection) -> psycopg.Connection:
 def two(database: str) -> Iterator[tuple[psycopg.Connection, psycopg.Connection, psycopg.Connection]]:
     """Two connections with transactions of their own, and one that only looks; session s1 exists."""
     with ExitStack() as open_ones:
-        first, second, looking = (
-            open_ones.enter_context(psycopg.connect(database, autocommit=True)) for _ in range(3)
-        )
+        first, second, looking = (open_ones.enter_context(psycopg.connect(database, autocommit=True)) for _ in range(3))
         set_clock(first, NOW)
         add_session(first, "s1")
         yield first, second, looking
@@ -264,11 +263,16 @@ def test_a_worker_does_not_claim_what_is_being_replaced(two: Any) -> None:
     assert outcomes(first, old) == ["skipped"]
 
 
+def replace_ten_times(db: psycopg.Connection) -> list[str]:
+    """Replace whatever is there, again and again."""
+    return [ask(db)["id"] for _ in range(10)]
+
+
 def test_many_replaces_at_once_all_succeed_and_each_leaves_a_ledger_row(database: str) -> None:
     with ExitStack() as open_ones:
         everybody = [open_ones.enter_context(psycopg.connect(database, autocommit=True)) for _ in range(12)]
         add_session(everybody[0], "s1")
-        asking = [Doing(lambda db=db: [ask(db)["id"] for _ in range(10)]) for db in everybody]
+        asking = [Doing(partial(replace_ten_times, db)) for db in everybody]
         made = [name for one in asking for name in one.result()]
         db = everybody[0]
         assert len(set(made)) == 120
@@ -281,8 +285,8 @@ def test_many_keeps_at_once_agree(database: str) -> None:
     with ExitStack() as open_ones:
         everybody = [open_ones.enter_context(psycopg.connect(database, autocommit=True)) for _ in range(8)]
         add_session(everybody[0], "s1")
-        asking = [Doing(lambda db=db: ask(db, "keep")["id"]) for db in everybody]
-        assert len({one.result() for one in asking}) == 1
+        asking = [Doing(partial(ask, db, "keep")) for db in everybody]
+        assert len({one.result()["id"] for one in asking}) == 1
 
 
 # In the caller's transaction
