@@ -1,4 +1,4 @@
-"""schedule_recall(if_exists => …): what becomes of the recall that a session has already, also when many ask at once."""
+"""schedule_recall(if_exists => …): what becomes of a session's pending recall, also when many ask at once."""
 
 from __future__ import annotations
 
@@ -314,10 +314,11 @@ def test_a_transaction_that_cannot_see_the_newer_recall_is_told_to_begin_again(
 ) -> None:
     first, second, _ = two
     second.isolation_level = isolation
-    with pytest.raises(psycopg.errors.SerializationFailure) as caught, second.transaction():
+    with second.transaction(force_rollback=True):
         value(second, "select count(*) from pgrecall.sessions")
         theirs = add(first, "s1", NOW + HOUR)
-        ask(second, if_exists)
+        with refused(second, "40001") as caught:
+            ask(second, if_exists)
     assert "after this transaction began" in str(caught.value)
     assert "again" in str(caught.value.diag.message_hint)
     assert ask(second, "keep")["id"] == theirs
