@@ -23,7 +23,7 @@ from pgrecall.errors import (
     TokenError,
 )
 from pgrecall.holds import Hold, SyncHold
-from pgrecall.model import Delivery, HeldSession, Recall, RecallRun, Settings
+from pgrecall.model import Delivery, HeldSession, Pause, Recall, RecallRun, Settings
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
 
@@ -39,6 +39,7 @@ __all__ = [
     "HoldLostError",
     "HostTableError",
     "InvalidRecallError",
+    "Pause",
     "PostgresSessionStore",
     "Recall",
     "RecallError",

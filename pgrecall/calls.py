@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 from pgrecall.errors import InvalidRecallError
 from pgrecall.model import (
     AdoptedRecall,
+    AfterStop,
     CallType,
     ClaimRow,
     Delivery,
@@ -22,10 +23,12 @@ from pgrecall.model import (
     DeliveryStatus,
     Finished,
     HeldSession,
+    IfExists,
     IfHeld,
     InstalledSchema,
     OnInterrupt,
     OnMaxDefer,
+    Pause,
     Recall,
     RecallRun,
     Report,
@@ -130,6 +133,12 @@ def _number(name: str, value: float | None) -> float | None:
         raise InvalidRecallError(f"{name} is {shown(value)}, which is out of range") from error
 
 
+def _length(name: str, value: timedelta | None) -> timedelta | None:
+    if value is not None and not isinstance(value, timedelta):
+        raise InvalidRecallError(f"{name} is {shown(value)}, which is no timedelta")
+    return value
+
+
 def _boolean(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRecallError(f"{name} is {shown(value)}, which is neither True nor False")
@@ -191,12 +200,14 @@ def schedule_recall(
     on_interrupt: OnInterrupt | None,
     pause_after_failures: int | None,
     deliver_to: str | None,
+    if_exists: IfExists,
 ) -> Call[Recall]:
     """`pgrecall.schedule_recall`."""
     return Call(
         "schedule_recall",
         {"session_id": _text("session_id", session_id)}
         | {"additional_context_message": _text("additional_context_message", additional_context_message)}
+        | {"if_exists": _text("if_exists", if_exists)}
         | _given(
             call_type=_text("call_type", call_type),
             trigger_at=_aware("trigger_at", trigger_at),
@@ -322,6 +333,148 @@ def pause_all(reason: str | None, paused_until: datetime | None) -> Call[Setting
 def resume_all() -> Call[Settings]:
     """`pgrecall.resume_all`."""
     return Call("resume_all", {}, Settings)
+
+
+def run_now(recall_id: str) -> Call[Recall]:
+    """`pgrecall.run_now`."""
+    return Call("run_now", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def retry_recall(recall_id: str) -> Call[Recall]:
+    """`pgrecall.retry_recall`."""
+    return Call("retry_recall", {"recall_id": _text("recall_id", recall_id)}, Recall)
+
+
+def stop_run(recall_id: str, reason: str | None, after_stop: AfterStop) -> Call[Recall]:
+    """`pgrecall.stop_run`."""
+    return Call(
+        "stop_run",
+        {"recall_id": _text("recall_id", recall_id), "after_stop": _text("after_stop", after_stop)}
+        | _given(reason=_text("reason", reason)),
+        Recall,
+    )
+
+
+def pause_session(session_id: str, reason: str | None, paused_until: datetime | None) -> Call[Pause]:
+    """`pgrecall.pause_session`."""
+    return Call(
+        "pause_session",
+        {"session_id": _text("session_id", session_id)}
+        | _given(reason=_text("reason", reason), paused_until=_aware("paused_until", paused_until)),
+        Pause,
+    )
+
+
+def resume_session(session_id: str) -> Call[Pause]:
+    """`pgrecall.resume_session`."""
+    return Call("resume_session", {"session_id": _text("session_id", session_id)}, Pause)
+
+
+def pause_user(user_id: str, reason: str | None, paused_until: datetime | None) -> Call[Pause]:
+    """`pgrecall.pause_user`."""
+    return Call(
+        "pause_user",
+        {"user_id": _text("user_id", user_id)}
+        | _given(reason=_text("reason", reason), paused_until=_aware("paused_until", paused_until)),
+        Pause,
+    )
+
+
+def resume_user(user_id: str) -> Call[Pause]:
+    """`pgrecall.resume_user`."""
+    return Call("resume_user", {"user_id": _text("user_id", user_id)}, Pause)
+
+
+def _many(recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None) -> dict[str, Any]:
+    """Which recalls are meant; the SQL refuses nothing at all."""
+    return _given(
+        recall_ids=None if recall_ids is None else _texts("recall_ids", recall_ids),
+        session_id=_text("session_id", session_id),
+        user_id=_text("user_id", user_id),
+    )
+
+
+def cancel_recalls(*, recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None) -> Call[Recall]:
+    """`pgrecall.cancel_recalls`."""
+    return Call("cancel_recalls", _many(recall_ids, session_id, user_id), Recall)
+
+
+def pause_recalls(
+    *,
+    recall_ids: Collection[str] | None,
+    session_id: str | None,
+    user_id: str | None,
+    reason: str | None,
+    paused_until: datetime | None,
+) -> Call[Recall]:
+    """`pgrecall.pause_recalls`."""
+    return Call(
+        "pause_recalls",
+        _many(recall_ids, session_id, user_id)
+        | _given(reason=_text("reason", reason), paused_until=_aware("paused_until", paused_until)),
+        Recall,
+    )
+
+
+def resume_recalls(*, recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None) -> Call[Recall]:
+    """`pgrecall.resume_recalls`."""
+    return Call("resume_recalls", _many(recall_ids, session_id, user_id), Recall)
+
+
+def skip_recalls(*, recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None) -> Call[Recall]:
+    """`pgrecall.skip_recalls`."""
+    return Call("skip_recalls", _many(recall_ids, session_id, user_id), Recall)
+
+
+def reschedule_recalls(
+    *,
+    recall_ids: Collection[str] | None,
+    session_id: str | None,
+    user_id: str | None,
+    new_trigger_at: datetime | None,
+    by: timedelta | None,
+) -> Call[Recall]:
+    """`pgrecall.reschedule_recalls`."""
+    return Call(
+        "reschedule_recalls",
+        _many(recall_ids, session_id, user_id)
+        | _given(new_trigger_at=_aware("new_trigger_at", new_trigger_at), by=_length("by", by)),
+        Recall,
+    )
+
+
+def run_recalls_now(*, recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None) -> Call[Recall]:
+    """`pgrecall.run_recalls_now`."""
+    return Call("run_recalls_now", _many(recall_ids, session_id, user_id), Recall)
+
+
+def retry_recalls(
+    *, recall_ids: Collection[str] | None, session_id: str | None, user_id: str | None, failed_since: datetime | None
+) -> Call[Recall]:
+    """`pgrecall.retry_recalls`."""
+    return Call(
+        "retry_recalls",
+        _many(recall_ids, session_id, user_id) | _given(failed_since=_aware("failed_since", failed_since)),
+        Recall,
+    )
+
+
+def stop_runs(
+    *,
+    recall_ids: Collection[str] | None,
+    session_id: str | None,
+    user_id: str | None,
+    reason: str | None,
+    after_stop: AfterStop,
+) -> Call[Recall]:
+    """`pgrecall.stop_runs`."""
+    return Call(
+        "stop_runs",
+        _many(recall_ids, session_id, user_id)
+        | {"after_stop": _text("after_stop", after_stop)}
+        | _given(reason=_text("reason", reason)),
+        Recall,
+    )
 
 
 def hold_session(session_id: str, holder: str, lease: timedelta, if_held: IfHeld) -> Call[SessionHold]:

@@ -15,22 +15,24 @@ import anyio.to_thread
 import psycopg
 
 from pgrecall import calls, database
+from pgrecall.administration import Administration
+from pgrecall.administration_sync import SyncAdministration
 from pgrecall.holds import Hold, Line, SyncHold
 from pgrecall.model import (
     CallType,
     Delivery,
     DeliveryStatus,
     HeldSession,
+    IfExists,
     IfHeld,
     OnInterrupt,
     OnMaxDefer,
     Recall,
     RecallRun,
-    Settings,
 )
 
 
-class RecallScheduler:
+class RecallScheduler(Administration):
     """Schedules and manages recalls.
 
     The connection pool opens on first use and belongs to the running event loop. Close it with `aclose()`, or use the
@@ -91,6 +93,7 @@ class RecallScheduler:
         on_interrupt: OnInterrupt | None = None,
         pause_after_failures: int | None = None,
         deliver_to: str | None = None,
+        if_exists: IfExists = "raise",
         connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -116,13 +119,15 @@ class RecallScheduler:
             on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
             pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
             deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
+            if_exists: If the session has a pending recall: `raise` (the default), `keep` and return it, or `replace` it
+                by this one. A recurring one that runs is not stopped: this run is its last.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
-            The new recall, or the one that has the idempotency_key.
+            The new recall, or the one that has the idempotency_key or is kept.
 
         Raises:
-            RecallExistsError: The session has a pending recall.
+            RecallExistsError: The session has a pending recall, and if_exists is `raise`.
             SessionNotFoundError: There is no such session.
             InvalidRecallError: An argument makes no sense.
         """
@@ -147,6 +152,7 @@ class RecallScheduler:
             on_interrupt=on_interrupt,
             pause_after_failures=pause_after_failures,
             deliver_to=deliver_to,
+            if_exists=if_exists,
         )
         return (await self.database.run(call, connection))[0]
 
@@ -256,49 +262,6 @@ class RecallScheduler:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return await self.database.run(calls.get_runs(recall_id, limit), connection)
-
-    async def pause_recall(
-        self,
-        recall_id: str,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.AsyncConnection[Any] | None = None,
-    ) -> Recall:
-        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-            RecallStateError: It has ended.
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (await self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
-
-    async def resume_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
-        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-        """
-        return (await self.database.run(calls.resume_recall(recall_id), connection))[0]
-
-    async def pause_all(
-        self,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.AsyncConnection[Any] | None = None,
-    ) -> Settings:
-        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
-
-        Raises:
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (await self.database.run(calls.pause_all(reason, paused_until), connection))[0]
-
-    async def resume_all(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Settings:
-        """Ends the pause of everything."""
-        return (await self.database.run(calls.resume_all(), connection))[0]
 
     def hold_session(
         self,
@@ -435,7 +398,7 @@ class RecallScheduler:
         return (await self.database.run(calls.retry_delivery(delivery_id), connection))[0]
 
 
-class SyncRecallScheduler:
+class SyncRecallScheduler(SyncAdministration):
     """Schedules and manages recalls, for programs without an event loop.
 
     The connection pool opens on first use and may be shared by threads. Close it with `close()`, or use the scheduler
@@ -495,6 +458,7 @@ class SyncRecallScheduler:
         on_interrupt: OnInterrupt | None = None,
         pause_after_failures: int | None = None,
         deliver_to: str | None = None,
+        if_exists: IfExists = "raise",
         connection: psycopg.Connection[Any] | None = None,
     ) -> Recall:
         """Asks for an agent run in a session at trigger_at.
@@ -520,13 +484,15 @@ class SyncRecallScheduler:
             on_interrupt: When a chat interrupts the run: `retry` (the default) when the chat has ended, or `skip`.
             pause_after_failures: Pause a recurring recall after so many failures in a row. None: never.
             deliver_to: URL that the reply is posted to. None: that of the session, if it has one.
+            if_exists: If the session has a pending recall: `raise` (the default), `keep` and return it, or `replace` it
+                by this one. A recurring one that runs is not stopped: this run is its last.
             connection: The caller's own psycopg connection: the recall joins its transaction.
 
         Returns:
-            The new recall, or the one that has the idempotency_key.
+            The new recall, or the one that has the idempotency_key or is kept.
 
         Raises:
-            RecallExistsError: The session has a pending recall.
+            RecallExistsError: The session has a pending recall, and if_exists is `raise`.
             SessionNotFoundError: There is no such session.
             InvalidRecallError: An argument makes no sense.
         """
@@ -551,6 +517,7 @@ class SyncRecallScheduler:
             on_interrupt=on_interrupt,
             pause_after_failures=pause_after_failures,
             deliver_to=deliver_to,
+            if_exists=if_exists,
         )
         return (self.database.run(call, connection))[0]
 
@@ -658,49 +625,6 @@ class SyncRecallScheduler:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return self.database.run(calls.get_runs(recall_id, limit), connection)
-
-    def pause_recall(
-        self,
-        recall_id: str,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
-    ) -> Recall:
-        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-            RecallStateError: It has ended.
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
-
-    def resume_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
-        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
-
-        Raises:
-            RecallNotFoundError: There is no such recall.
-        """
-        return (self.database.run(calls.resume_recall(recall_id), connection))[0]
-
-    def pause_all(
-        self,
-        *,
-        reason: str | None = None,
-        paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
-    ) -> Settings:
-        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
-
-        Raises:
-            InvalidRecallError: The end is not a time to come.
-        """
-        return (self.database.run(calls.pause_all(reason, paused_until), connection))[0]
-
-    def resume_all(self, *, connection: psycopg.Connection[Any] | None = None) -> Settings:
-        """Ends the pause of everything."""
-        return (self.database.run(calls.resume_all(), connection))[0]
 
     def hold_session(
         self,

@@ -127,9 +127,9 @@ def translate(error: psycopg.Error) -> RecallError | None:
         case "PR008":
             return HostTableError(message, hint=hint)
         case "23514" if error.diag.schema_name == "pgrecall" and error.diag.constraint_name:
-            # The constraints are named as sentences.
+            # The constraints are named as sentences. Those that have a hint have a message of their own, too.
             name = error.diag.constraint_name
-            return InvalidRecallError(name.replace("_", " "), constraint=name, hint=hint)
+            return InvalidRecallError(message if hint else name.replace("_", " "), constraint=name, hint=hint)
         case "23502" if error.diag.schema_name == "pgrecall":
             return InvalidRecallError(f"{error.diag.column_name} must be given", constraint=error.diag.column_name)
         case state if state and state.startswith("22"):

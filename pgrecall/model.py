@@ -11,6 +11,8 @@ Status = Literal["pending", "running", "fired", "failed", "cancelled"]
 DeliveryStatus = Literal["pending", "delivered", "failed"]
 OnMaxDefer = Literal["run", "skip"]
 OnInterrupt = Literal["retry", "skip"]
+AfterStop = Literal["retry", "skip"]
+IfExists = Literal["raise", "replace", "keep"]
 IfHeld = Literal["refuse", "wait", "interrupt"]
 Outcome = Literal["success", "silent", "error", "timeout", "interrupted", "lost", "skipped", "missed"]
 
@@ -67,7 +69,7 @@ class Recall:
     grid_at: datetime | None = None
     stopped_by: str | None = None
     stop_reason: str | None = None
-    after_stop: Literal["retry", "skip"] | None = None
+    after_stop: AfterStop | None = None
     scheduled_by: str | None = None
 
 
@@ -238,6 +240,27 @@ class HeldSession:
     interrupted_by: str | None
     chats_waiting: int
     recalls_waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """One row of `pgrecall.pauses`: a session or a user whose recalls are not run, also those that are made later.
+
+    Attributes:
+        id: Its number.
+        session_id: The session; None: it is a user who is paused.
+        user_id: The user; None: it is a session that is paused.
+        paused_at: Since when, in UTC.
+        paused_until: When it ends by itself, in UTC; None: when it is resumed.
+        reason: Why, for people.
+    """
+
+    id: int
+    session_id: str | None
+    user_id: str | None
+    paused_at: datetime
+    paused_until: datetime | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

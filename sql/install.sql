@@ -32,12 +32,16 @@ select not exists (select from pgrecall.migrations where version = 2) as needed 
 \endif
 \ir routines/10_version.sql
 \ir routines/40_schedule.sql
+\ir routines/42_run_again.sql
 \ir routines/43_pause.sql
+\ir routines/44_pause_sessions.sql
 \ir routines/45_holds.sql
+\ir routines/46_stop.sql
 \ir routines/48_leases.sql
 \ir routines/50_claim.sql
 \ir routines/52_lifelines.sql
 \ir routines/60_outcome.sql
+\ir routines/65_bulk.sql
 \ir routines/70_messages.sql
 \ir routines/72_reports.sql
 \ir routines/75_deliveries.sql

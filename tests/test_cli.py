@@ -330,6 +330,17 @@ def test_schedule_passes_every_option_on(run: Run, connection: psycopg.Connectio
     assert connection.execute("select user_id from pgrecall.sessions where id = 'new'").fetchone() == ("cleo",)
 
 
+def test_schedule_keeps_or_replaces_the_pending_recall(run: Run, connection: psycopg.Connection) -> None:
+    run("schedule", "s1", "x", "--in", "1h", "--id", "old")
+    assert "--if-exists replace" in failure(run("schedule", "s1", "y"), 4)
+    assert run("schedule", "s1", "y", "--if-exists", "keep").stdout.startswith("kept old in session s1, pending")
+    assert run("schedule", "s1", "y", "--if-exists", "replace", "--id", "new").stdout.startswith("scheduled new in")
+    assert run("schedule", "s2", "y", "--if-exists", "keep", "--id", "other").stdout.startswith("scheduled other in")
+    assert connection.execute("select status from pgrecall.session_recalls where id = 'old'").fetchone() == (
+        "cancelled",
+    )
+
+
 def test_schedule_by_cron_starts_at_its_first_time(run: Run, connection: psycopg.Connection) -> None:
     recall = answer(run("schedule", "s1", "x", "--cron", "30 9 * * *", "--time-zone", "UTC", "--json"))
     assert (recall["cron"], recall["trigger_at"][11:19]) == ("30 9 * * *", "09:30:00")

@@ -120,6 +120,16 @@ async def test_a_second_pending_recall_of_a_session_is_refused_by_name(face: Fac
     assert "cancel_recall" in raised.value.hint
 
 
+async def test_a_pending_recall_is_kept_or_replaced_if_that_is_asked_for(face: Face) -> None:
+    first = await face.schedule()
+    assert await face.schedule(if_exists="keep", interval_seconds=60) == first
+    second = await face.schedule(if_exists="replace", interval_seconds=60)
+    assert (second.call_type, (await face("get_recall", first.id)).status) == ("recurring", "cancelled")
+    assert [run.reason for run in await face("get_runs", first.id)] == [f"replaced by recall {second.id}"]
+    with pytest.raises(InvalidRecallError, match="if_exists is 'overwrite'"):
+        await face.schedule(if_exists="overwrite")
+
+
 async def test_an_unknown_session_is_refused_by_name(face: Face) -> None:
     with pytest.raises(SessionNotFoundError, match="no session with id 'nobody'") as raised:
         await face.schedule("nobody")
@@ -146,6 +156,7 @@ async def test_an_unknown_session_is_refused_by_name(face: Face) -> None:
         ({"cron": "61 * * * *", "time_zone": "UTC"}, "61"),
         ({"cron": "* * * * *"}, "needs a time_zone"),
         ({"cron": "* * * * *", "time_zone": "Europe/Pari"}, "Europe/Pari"),
+        ({"if_exists": None}, "if_exists is NULL, but must be raise, replace or keep"),
         ({"max_attempts": 0}, "max attempts must be greater than zero"),
         ({"timeout_seconds": -1}, "timeout seconds must be greater than zero"),
         ({"id": "x" * 256}, "recall id must have 1 to 255 characters"),

@@ -6,7 +6,7 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, deliver, hold, host, look, operate, pausing, roles, run, schedule, setting, tools
+from pgrecall.cli import again, change, deliver, hold, host, look, operate, pausing, roles, run, schedule, setting, tools
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -21,6 +21,9 @@ for _verb in (  # the order in which one meets them is the order of --help
     change.cancel,
     change.skip,
     change.reschedule,
+    again.run_now,
+    again.retry,
+    again.stop,
     pausing.pause,
     pausing.resume,
     hold.holds,

@@ -16,7 +16,7 @@ from pgrecall.calls import Call, list_recalls
 from pgrecall.cli import tables
 from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb, exclusive
-from pgrecall.cli.target import EVERYTHING, Target, clock, current_settings, session_must_exist
+from pgrecall.cli.target import EVERYTHING, Target, clock, current_pauses, current_settings, session_must_exist
 from pgrecall.model import Recall
 
 
@@ -63,11 +63,11 @@ def list_(
             session_must_exist(connection, session)
         now = clock(connection)
         settings = current_settings(connection)
+        pauses = current_pauses(connection, session=session, user=user)
     if target.as_json:
         print_json(recalls)
         return
-    if tables.is_paused(settings, now):
-        click.echo(f"{tables.pause_of(settings)}\n")
+    tables.print_pauses(settings, pauses, now)
     if recalls:
         tables.print_recalls(recalls, now)
         if len(recalls) == limit:
@@ -105,7 +105,8 @@ def show(target: Target, *, recall_id: str, limit: int) -> None:
         now = clock(connection)
         following = _following(connection, recall, now)
         holds = scheduler.get_holds(recall.session_id, connection=connection)
-        waits = tables.waits_for(recall, holds, current_settings(connection), now)
+        pauses = current_pauses(connection, session=recall.session_id)
+        waits = tables.waits_for(recall, holds, current_settings(connection), pauses, now)
     if target.as_json:
         print_json({"recall": recall, "waits": waits, "next": following, "runs": runs, "deliveries": deliveries})
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pgrecall import database
+from pgrecall.calls import Call
 from pgrecall.cli import times
 from pgrecall.cli.answers import answer
 from pgrecall.cli.app import Verb, exclusive
@@ -32,6 +33,13 @@ from pgrecall.cli.target import Target, clock, later
 @click.option("--create-session", is_flag=True, help="Make the session if there is none.")
 @click.option("--user-id", help="Owner of the session that --create-session makes.")
 @click.option("--idempotency-key", metavar="KEY", help="If the session knows the key, nothing is added.")
+@click.option(
+    "--if-exists",
+    type=click.Choice(["raise", "replace", "keep"]),
+    default="raise",
+    show_default=True,
+    help="If the session has a pending recall.",
+)
 @click.option("--max-attempts", type=int, help="Runs that an occurrence may take. Default: 3.")
 @click.option("--timeout", type=times.seconds, metavar="TIME", help="Limit of one run. Default: the worker's.")
 @click.option("--idle-for", type=times.duration, metavar="TIME", help="Not before nobody has spoken for so long.")
@@ -77,6 +85,8 @@ def schedule(
     given["max_defer_seconds"] = times.whole_seconds("--max-defer", max_defer)
     given["metadata"] = _json_object(metadata)
     with target.open() as (scheduler, connection), connection.transaction():
+        if given["id"] is None:
+            given["id"] = database.run_sync(connection, Call[str]("new_id", {}))[0]
         if create_session:
             with database.translated():
                 connection.execute(
@@ -91,7 +101,7 @@ def schedule(
             **given,
         )
         now = clock(connection)
-    answer(target, recall, now, "scheduled")
+    answer(target, recall, now, "scheduled" if recall.id == given["id"] else "kept")
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

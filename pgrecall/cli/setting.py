@@ -14,7 +14,6 @@ import psycopg
 from psycopg import sql
 
 from pgrecall import database
-from pgrecall.calls import Call
 from pgrecall.cli import tables
 from pgrecall.cli.answers import print_json
 from pgrecall.cli.app import Verb
@@ -69,11 +68,6 @@ def _known(name: str) -> str:
 
 def _set(connection: psycopg.Connection[Any], name: str, value: str | None) -> None:
     """Sets one column, or with None sets it back to its default; the server reads the text as the column's type."""
-    if name == "message_template" and value:
-        # The constraint says only that the template is not valid; this says why.
-        call: Call[str | None] = Call("message_template_error", {"template": value})
-        if (wrong := database.run_sync(connection, call)[0]) is not None:
-            raise WrongUsage(wrong, hint=_EXPLAINED.format(name))
     new = sql.DEFAULT if value is None else sql.Placeholder()
     statement = sql.SQL("update pgrecall.settings set {} = {}").format(sql.Identifier(name), new)
     try:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,11 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrecall.doctor.finding import Check, count, span
-from pgrecall.model import AdoptedRecall, Delivery, HeldSession, Recall, RecallRun, Settings
+from pgrecall.model import AdoptedRecall, Delivery, HeldSession, Pause, Recall, RecallRun, Settings
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
 CHECK_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_MANY_PAUSES = 5
 _LATE = timedelta(seconds=5)  # a worker starts a due recall within milliseconds
 _BAD_OUTCOMES = ("error", "timeout", "lost")
 
@@ -84,6 +86,7 @@ def print_recall(
         ("made_by", _made_by(recall)),
         ("deliver_to", recall.deliver_to),
         ("run", recall.run_id and f"{recall.run_id} on {recall.worker_id}"),
+        ("stopping", _stopping(recall)),
         ("last_error", recall.last_error),
         ("idempotency_key", recall.idempotency_key),
         ("metadata", json.dumps(recall.metadata, ensure_ascii=False) if recall.metadata else None),
@@ -178,6 +181,27 @@ def pause_of(settings: Settings) -> str:
     return f"all recalls are paused {_until(settings.paused_until)}{_because(settings.pause_reason)}"
 
 
+def pause_line(pause: Pause) -> str:
+    """That a session or user is paused, until when, and why."""
+    whom, option, name = ("session", "--session", pause.session_id)
+    if name is None:
+        whom, option, name = ("user", "--user", pause.user_id)
+    end = f"until pgrecall resume {option} {shlex.quote(name or '')}"
+    if pause.paused_until is not None:
+        end = _until(pause.paused_until)
+    return _line(f"{whom} {name} is paused {end}{_because(pause.reason)}").plain
+
+
+def print_pauses(settings: Settings, pauses: list[Pause], now: datetime) -> None:
+    """A line for each pause that holds now, and an empty one below; nothing if there is none."""
+    lines = [pause_of(settings)] if is_paused(settings, now) else []
+    lines += [pause_line(pause) for pause in pauses[:_MANY_PAUSES]]
+    if len(pauses) > _MANY_PAUSES:
+        lines.append(f"and {count(len(pauses) - _MANY_PAUSES, 'pause')} more, see pgrecall.pauses")
+    if lines:
+        _console().print(Text("\n".join([*lines, ""])), soft_wrap=True)
+
+
 def _until(moment: datetime | None) -> str:
     return "until pgrecall resume" if moment is None else f"until {local(moment)}"
 
@@ -186,14 +210,18 @@ def _because(reason: str | None) -> str:
     return f": {' '.join(reason.split())}" if reason else ""
 
 
-def waits_for(recall: Recall, holds: list[HeldSession], settings: Settings, now: datetime) -> list[str]:
+def waits_for(
+    recall: Recall, holds: list[HeldSession], settings: Settings, pauses: list[Pause], now: datetime
+) -> list[str]:
     """Why a recall that has not ended does not run now, although its time has come or will have come; a line each."""
     if recall.status not in ("pending", "running") or recall.run_id is not None:
         return []
     said = []
     if is_paused(settings, now):
         said.append(f"{pause_of(settings)} (pgrecall resume --all)")
-    if is_paused(recall, now):
+    said += [pause_line(pause) for pause in pauses]
+    # One that is paused because of its session or user says so by itself.
+    if is_paused(recall, now) and recall.pause_id not in [pause.id for pause in pauses]:
         said.append(f"it is paused {_until(recall.paused_until)}{_because(recall.pause_reason)}")
     if recall.trigger_at > now:
         return said
@@ -275,6 +303,13 @@ def _deferred(recall: Recall) -> str | None:
     return f"{times} since {local(recall.deferred_since)}{reason}; {then} after {local(limit)}"
 
 
+def _stopping(recall: Recall) -> str | None:
+    if recall.stopped_by is None:
+        return None
+    then = "runs again" if recall.after_stop == "retry" else "is left out"
+    return f"told so by {recall.stopped_by}{_because(recall.stop_reason)}; then the occurrence {then}"
+
+
 def _failures(recall: Recall) -> str | None:
     if not recall.failures:
         return None
@@ -292,7 +327,8 @@ def _made_by(recall: Recall) -> str | None:
 def _distance(recall: Recall, now: datetime) -> Text:
     """How far off a recall is: `in 4m 10s`, `2m late`, `for 12s`, `3h ago`, `paused`, `deferred, in 20s`."""
     if recall.run_id is not None and recall.claimed_at is not None:
-        return Text(f"for {span(now - recall.claimed_at)}", style="yellow")
+        stopping = "stopping, " if recall.stopped_by is not None or recall.status != "running" else ""
+        return Text(f"{stopping}for {span(now - recall.claimed_at)}", style="yellow")
     is_waiting = recall.status in ("pending", "running")
     if is_waiting and is_paused(recall, now):
         end = "" if recall.due_at is None else f", in {span(recall.due_at - now + timedelta(milliseconds=999))}"

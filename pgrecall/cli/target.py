@@ -5,9 +5,9 @@ Knows no verb, and does not show anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from pgrecall.client import SyncRecallScheduler
 from pgrecall.doctor.finding import span
 from pgrecall.embedded import EmbeddedPostgres
 from pgrecall.errors import SessionNotFoundError
-from pgrecall.model import Settings
+from pgrecall.model import Pause, Settings
 
 #: The limit of a list that shall have none.
 EVERYTHING = 2**31 - 1
@@ -75,6 +75,14 @@ def later(connection: psycopg.Connection[Any], after: timedelta) -> datetime:
         raise WrongUsage(f"{span(after)} from now is no date", hint="A recall fires before the year 9999.") from error
 
 
+def earlier(connection: psycopg.Connection[Any], ago: timedelta) -> datetime:
+    """So long ago, by the database's time."""
+    try:
+        return clock(connection) - ago
+    except OverflowError as error:
+        raise WrongUsage(f"{span(ago)} ago is no date", hint="There is no year before the first.") from error
+
+
 class _Settings(Call[Settings]):
     """The row itself; there is no function for it."""
 
@@ -94,3 +102,52 @@ def session_must_exist(connection: psycopg.Connection[Any], session_id: str) -> 
     """Raises SessionNotFoundError unless there is this session."""
     if connection.execute("select from pgrecall.sessions where id = %s", [session_id]).rowcount == 0:
         raise SessionNotFoundError(f"no session with id '{session_id}'", session_id=session_id)
+
+
+class _Pauses(Call[Pause]):
+    """The pauses of sessions and users that have not ended, the oldest first; there is no function for them."""
+
+    @property
+    def statement(self) -> str:
+        """The rows."""
+        columns = ", ".join(f"pause.{field.name}" for field in fields(Pause))
+        return f"""
+            select {columns}
+            from pgrecall.pauses as pause
+            where coalesce(pause.paused_until, 'infinity') > pgrecall.clock()
+                and (
+                    %(session)s::text is null
+                    or pause.session_id = %(session)s
+                    or pause.user_id = (select one.user_id from pgrecall.sessions as one where one.id = %(session)s)
+                )
+                and (
+                    %(user)s::text is null
+                    or pause.user_id = %(user)s
+                    or pause.session_id in (select one.id from pgrecall.sessions as one where one.user_id = %(user)s)
+                )
+            order by pause.id
+        """  # noqa: S608 (names of columns only)
+
+
+def current_pauses(
+    connection: psycopg.Connection[Any], *, session: str | None = None, user: str | None = None
+) -> list[Pause]:
+    """The pauses of sessions and users that hold now: all, or those that concern a session or a user."""
+    return database.run_sync(connection, _Pauses("pauses", {"session": session, "user": user}, Pause))
+
+
+def count_recalls(connection: psycopg.Connection[Any], user_id: str, statuses: Collection[str]) -> int:
+    """How many recalls with one of these statuses the sessions of a user have."""
+    row = connection.execute(
+        """select count(*) from pgrecall.session_recalls as recall
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where session.user_id = %s and recall.status = any(%s)""",
+        [user_id, list(statuses)],
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def user_must_have_sessions(connection: psycopg.Connection[Any], user_id: str) -> None:
+    """Raises SessionNotFoundError unless the user has a session: the name may be misspelled."""
+    if connection.execute("select from pgrecall.sessions where user_id = %s limit 1", [user_id]).rowcount == 0:
+        raise SessionNotFoundError(f"no session belongs to user '{user_id}'")

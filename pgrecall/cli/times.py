@@ -47,6 +47,17 @@ def moment(text: str) -> datetime:
     return at
 
 
+def shift(text: str) -> timedelta:
+    """A length of time, forwards or, with a minus before it, backwards."""
+    text = text.strip()
+    return -duration(text[1:]) if text.startswith("-") else duration(text.removeprefix("+"))
+
+
+def since(text: str) -> datetime | timedelta:
+    """ISO 8601 with a time zone, or a length of time: so long ago."""
+    return duration(text) if re.fullmatch(r"\s*(\d+(\.\d+)?\s*[a-z]+\s*)+", text) else moment(text)
+
+
 def whole_seconds(name: str, length: timedelta | None) -> int | None:
     """A length of time as the database keeps it; name is the option's, for the error."""
     if length is None:

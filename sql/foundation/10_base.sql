@@ -83,3 +83,21 @@ as $$
 $$;
 comment on function pgrecall._caller() is
     'The role that the client has now: by SET ROLE, else by its login; also inside functions that run with their owner''s rights. Called by the audit and by stop_run.';
+
+create or replace function pgrecall._is_right(complaint text, rule text, hint text)
+returns boolean
+language plpgsql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if complaint is not null then
+        raise exception '%', complaint
+            using errcode = 'check_violation', schema = 'pgrecall', constraint = _is_right.rule, hint = _is_right.hint;
+    end if;
+    return true;
+end;
+$$;
+comment on function pgrecall._is_right(text, text, text) is
+    'True if there is no complaint. Otherwise the violation of the check constraint that calls it, named rule, with the complaint as its message: a plain INSERT is told what is wrong, and not only the name of the constraint. Called by check constraints, so whoever may write their table must be allowed to call it. Raises: 23514.';

@@ -83,6 +83,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.updated_at := pgrecall.clock();
+    -- A time out of turn is forgotten with that time: whoever names another one begins a grid there, or is on it.
+    if new.trigger_at is distinct from old.trigger_at and new.grid_at is not distinct from old.grid_at then
+        new.grid_at := null;
+    end if;
+    -- Whoever asked for a stop meant this run.
+    if new.run_id is distinct from old.run_id or new.run_id is null then
+        new.stopped_by := null;
+        new.stop_reason := null;
+        new.after_stop := null;
+    end if;
+    if new.paused_at is null then
+        new.pause_id := null;
+    elsif new.pause_id is not null and new.status not in ('pending', 'running') then
+        -- The pause of its session or user was about what is still to run.
+        new.paused_at := null;
+        new.paused_until := null;
+        new.pause_reason := null;
+        new.pause_id := null;
+    end if;
     if old.run_id is null then
         -- A new time, or a finished recall set back to pending, asks for a new occurrence: earlier attempts, backoff
         -- and deferral were about the old one. finish() moves recurring recalls itself, and they hold a run until then.
@@ -118,6 +137,9 @@ begin
         end if;
         -- Ended without a run, by a function or by a plain UPDATE: the occurrence leaves a row all the same.
         if old.status in ('pending', 'running') and new.status in ('fired', 'failed', 'cancelled') then
+            if new.status = 'cancelled' and current_setting('pgrecall.reason', true) <> '' then
+                new.last_error := left(current_setting('pgrecall.reason'), 500);
+            end if;
             insert into pgrecall.recall_runs (
                 recall_id, session_id, nominal_at, finished_at, deferrals, defer_reason, outcome, reason
             )
@@ -143,7 +165,7 @@ begin
 end;
 $$;
 comment on function pgrecall._before_recall_update() is
-    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run or skipped (the setting pgrecall.skips names the recall), and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run (for the reason in the setting pgrecall.reason) or skipped (the setting pgrecall.skips names the recall), forgets what no longer holds (grid_at, the stop of another run, pause_id), and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
 create or replace function pgrecall._after_recall_delete()
 returns trigger
@@ -243,6 +265,39 @@ end;
 $$;
 comment on function pgrecall._after_session_limit_update() is
     'Has the recalls looked at again that the session''s limit of runs a day has put off. Called by the trigger session_limit_update. Notifies: through the trigger announce_update.';
+
+create or replace function pgrecall._after_session_owner_update()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (
+        select
+        from pgrecall.pauses as pause
+        where pause.user_id = old.user_id
+    ) then
+        return null;
+    end if;
+    -- Against the usual order this waits for a recall while it has the session; but who has a paused recall locked
+    -- hardly ever wants its session. If the new owner is paused, too, claim() finds that out.
+    update pgrecall.session_recalls as recall
+    set paused_at = null,
+        paused_until = null,
+        pause_reason = null
+    where recall.session_id = new.id
+        and recall.pause_id in (
+            select pause.id
+            from pgrecall.pauses as pause
+            where pause.user_id = old.user_id
+        );
+    return null;
+end;
+$$;
+comment on function pgrecall._after_session_owner_update() is
+    'Resumes the recalls of a session that its former owner''s pause has paused. Called by the trigger session_owner_update. Locks: these recalls. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall._before_settings_removal()
 returns trigger

@@ -4,6 +4,12 @@ insert into pgrecall.migrations (version, name) values (2, 'operations');
 
 -- Steering: pauses of a session or user, stopping a run, an occurrence out of turn
 
+-- A parameter more makes another function: with both of them there, calls would be ambiguous.
+drop function if exists pgrecall.schedule_recall(
+    text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer,
+    integer, text, text, integer, text
+);
+
 create table pgrecall.pauses (
     id bigint primary key generated always as identity,
     session_id text
@@ -47,6 +53,17 @@ comment on column pgrecall.session_recalls.stop_reason is 'Why, for people.';
 comment on column pgrecall.session_recalls.after_stop is
     'What becomes of the occurrence that was stopped. retry: it runs again. skip: it is left out.';
 
+create index recalls_of_pause on pgrecall.session_recalls (pause_id) where pause_id is not null;
+comment on index pgrecall.recalls_of_pause is 'Serves resuming what a pause of a session or user has paused.';
+
+create trigger session_owner_update
+after update of user_id on pgrecall.sessions
+for each row
+when (old.user_id is distinct from new.user_id)
+execute function pgrecall._after_session_owner_update();
+comment on trigger session_owner_update on pgrecall.sessions is
+    'The pause of a user ends for a session that goes to another user.';
+
 -- Roles and row-level security
 
 alter table pgrecall.session_recalls add column scheduled_by text;
@@ -68,6 +85,65 @@ alter table pgrecall.session_messages enable row level security;
 alter table pgrecall.recall_runs enable row level security;
 alter table pgrecall.deliveries enable row level security;
 alter table pgrecall.pauses enable row level security;
+
+-- What is wrong with a cron expression, a time zone or a template is told by the error itself
+
+alter table pgrecall.session_recalls
+    drop constraint cron_must_be_a_valid_expression,
+    drop constraint time_zone_must_be_an_iana_name,
+    add constraint cron_must_be_a_valid_expression check (
+        cron is null
+        or pgrecall._is_right(
+            pgrecall.cron_error(cron), 'cron_must_be_a_valid_expression', 'For example ''0 9 * * mon-fri''.'
+        )
+    ) not valid,
+    add constraint time_zone_must_be_an_iana_name check (
+        time_zone is null
+        or pgrecall._is_right(
+            pgrecall.time_zone_error(time_zone),
+            'time_zone_must_be_an_iana_name',
+            'Use an IANA name such as ''Europe/Paris'', or ''UTC''.'
+        )
+    ) not valid;
+alter table pgrecall.sessions
+    drop constraint time_zone_of_session_must_be_an_iana_name,
+    add constraint time_zone_of_session_must_be_an_iana_name check (
+        time_zone is null
+        or pgrecall._is_right(
+            pgrecall.time_zone_error(time_zone),
+            'time_zone_of_session_must_be_an_iana_name',
+            'Use an IANA name such as ''Europe/Paris'', or ''UTC''.'
+        )
+    ) not valid;
+alter table pgrecall.settings
+    drop constraint message_template_must_be_valid,
+    add constraint message_template_must_be_valid check (
+        pgrecall._is_right(
+            pgrecall.message_template_error(message_template),
+            'message_template_must_be_valid',
+            'For example ''[Scheduled recall] {message}''; default_message_template() gives the first one back.'
+        )
+    );
+do $$
+declare
+    v_rule record;
+begin
+    for v_rule in
+        values
+            ('session_recalls', 'cron_must_be_a_valid_expression'),
+            ('session_recalls', 'time_zone_must_be_an_iana_name'),
+            ('sessions', 'time_zone_of_session_must_be_an_iana_name')
+    loop
+        begin
+            execute format('alter table pgrecall.%I validate constraint %I', v_rule.column1, v_rule.column2);
+        exception
+            when check_violation then
+                -- A zone that the server has dropped since: its rows stay, as they did under the rule before.
+                raise warning 'constraint % stays NOT VALID: %', v_rule.column2, sqlerrm
+                    using hint = 'Correct the rows, then: alter table … validate constraint ….';
+        end;
+    end loop;
+end $$;
 
 -- Audit
 

@@ -25,8 +25,12 @@ begin
         else
             v_step := make_interval(secs => recall.interval_seconds);
             -- Grid points are trigger_at + n * step; the first one strictly after `after`, and never trigger_at itself.
-            v_next := recall.trigger_at + v_step * greatest(
-                floor(extract(epoch from after - recall.trigger_at) / recall.interval_seconds) + 1, 1
+            -- One that runs out of turn has its grid from grid_at, which may be still to come and then is the next one.
+            v_next := coalesce(recall.grid_at, recall.trigger_at) + v_step * greatest(
+                floor(
+                    extract(epoch from after - coalesce(recall.grid_at, recall.trigger_at)) / recall.interval_seconds
+                ) + 1,
+                case when recall.grid_at is null then 1 else 0 end
             )::double precision;
         end if;
     exception
@@ -42,7 +46,7 @@ begin
 end;
 $$;
 comment on function pgrecall._next_occurrence(pgrecall.session_recalls, timestamptz) is
-    'The first occurrence strictly after the given time on the recall''s own schedule; null if it has none (not recurring, or past its end_at). Called by finish, skip_next_recall and mark_fired.';
+    'The first occurrence strictly after the given time on the recall''s own schedule; null if it has none (not recurring, or past its end_at). Called by finish, skip_next_recall and mark_fired. Changing trigger_at clears grid_at (trigger recall_update).';
 
 create or replace function pgrecall._missing_recall(recall_id text)
 returns void
@@ -109,6 +113,54 @@ end;
 $$;
 comment on function pgrecall._missing_session(text) is 'Raises PR002 for an unknown session id.';
 
+create or replace function pgrecall._refuse_second_recall(
+    session_id text,
+    hint text default 'Cancel it with cancel_recall(), or move it with reschedule().'
+)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'session % already has a pending recall', quote_literal(session_id)
+        using
+            errcode = 'PR001',
+            constraint = 'one_pending_recall_per_session',
+            detail = session_id,
+            hint = _refuse_second_recall.hint;
+end;
+$$;
+comment on function pgrecall._refuse_second_recall(text, text) is
+    'Raises PR001 for a session that has a pending recall. Called by schedule_recall and retry_recall.';
+
+create or replace function pgrecall._make_way(recall pgrecall.session_recalls, reason text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if recall.status = 'running' and recall.run_id is not null then
+        -- Cancelling would stop the run, maybe the very one that asks. It goes on to its end and is the last, also if
+        -- it was moved meanwhile; a running recall that is not recurring does not stand in the way of a new one.
+        update pgrecall.session_recalls
+        set call_type = 'once',
+            trigger_at = nominal_at
+        where session_recalls.id = recall.id;
+    else
+        -- The caller may have no right to write last_error: the trigger recall_update does.
+        perform set_config('pgrecall.reason', coalesce(_make_way.reason, ''), true);
+        update pgrecall.session_recalls
+        set status = 'cancelled'
+        where session_recalls.id = recall.id;
+        perform set_config('pgrecall.reason', '', true);
+    end if;
+end;
+$$;
+comment on function pgrecall._make_way(pgrecall.session_recalls, text) is
+    'Takes the pending recall of a session out of the way of a new one: cancelled, with the reason in its ledger; a recurring one that runs becomes a once instead, so that its run is not stopped. Called by schedule_recall and _agent_end, which have locked it.';
+
 create or replace function pgrecall.schedule_recall(
     session_id text,
     additional_context_message text,
@@ -129,7 +181,8 @@ create or replace function pgrecall.schedule_recall(
     on_max_defer text default null,
     on_interrupt text default null,
     pause_after_failures integer default null,
-    deliver_to text default null
+    deliver_to text default null,
+    if_exists text default 'raise'
 )
 returns pgrecall.session_recalls
 language plpgsql
@@ -137,6 +190,7 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_id constant text := coalesce(schedule_recall.id, pgrecall.new_id());
     v_call_type text;
     v_trigger_at timestamptz := schedule_recall.trigger_at;
     v_recall pgrecall.session_recalls;
@@ -144,6 +198,10 @@ declare
     v_detail text;
     v_message text;
 begin
+    if if_exists is null or if_exists not in ('raise', 'replace', 'keep') then
+        raise exception 'if_exists is %, but must be raise, replace or keep', quote_nullable(left(if_exists, 100))
+            using errcode = 'PR005', hint = 'The default is raise.';
+    end if;
     v_call_type := coalesce(
         schedule_recall.call_type,
         case
@@ -177,86 +235,134 @@ begin
             using errcode = 'PR005', hint = 'Give a finite time, or nothing for now.';
     end if;
 
-    if schedule_recall.idempotency_key is not null then
-        select known.*
-        into v_recall
-        from pgrecall.session_recalls as known
-        where known.session_id = schedule_recall.session_id
-            and known.idempotency_key = schedule_recall.idempotency_key;
-        if found then
-            return v_recall;
+    for v_try in 1..20 loop
+        if schedule_recall.idempotency_key is not null then
+            select known.*
+            into v_recall
+            from pgrecall.session_recalls as known
+            where known.session_id = schedule_recall.session_id
+                and known.idempotency_key = schedule_recall.idempotency_key;
+            if found then
+                return v_recall;
+            end if;
         end if;
-    end if;
+        if if_exists = 'keep' then
+            -- Without a lock, since that would hide the recall from a worker that is about to claim it.
+            select pending.*
+            into v_recall
+            from pgrecall.session_recalls as pending
+            where pending.session_id = schedule_recall.session_id
+                and (pending.status = 'pending' or (pending.status = 'running' and pending.call_type = 'recurring'));
+            if found then
+                return v_recall;
+            end if;
+        end if;
 
-    insert into pgrecall.session_recalls (
-        id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
-        cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata, idle_for_seconds,
-        max_defer_seconds, on_max_defer, on_interrupt, pause_after_failures, deliver_to
-    )
-    values (
-        coalesce(schedule_recall.id, pgrecall.new_id()),
-        schedule_recall.session_id,
-        v_call_type,
-        v_trigger_at,
-        schedule_recall.interval_seconds,
-        schedule_recall.internal_comment,
-        schedule_recall.additional_context_message,
-        schedule_recall.cron,
-        schedule_recall.time_zone,
-        schedule_recall.end_at,
-        coalesce(schedule_recall.max_attempts, 3),
-        schedule_recall.timeout_seconds,
-        schedule_recall.idempotency_key,
-        coalesce(schedule_recall.metadata, '{}'),
-        schedule_recall.idle_for_seconds,
-        coalesce(schedule_recall.max_defer_seconds, 86400),
-        coalesce(schedule_recall.on_max_defer, 'run'),
-        coalesce(schedule_recall.on_interrupt, 'retry'),
-        schedule_recall.pause_after_failures,
-        schedule_recall.deliver_to
-    )
-    returning * into v_recall;
-    return v_recall;
-exception
-    when unique_violation then
-        get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
-        -- Somebody else's request with this key may have been committed after we looked. Which of its two unique
-        -- indexes we met first says nothing.
-        select known.*
-        into v_recall
-        from pgrecall.session_recalls as known
-        where known.session_id = schedule_recall.session_id
-            and known.idempotency_key = schedule_recall.idempotency_key;
-        if found then
+        begin
+            if if_exists = 'replace' then
+                -- A new row and not an update in place: the ledger and the messages of the old recall are by its id,
+                -- a run that it has goes on under it, and the caller sees by the id that the recall is new.
+                select pending.*
+                into v_recall
+                from pgrecall.session_recalls as pending
+                where pending.session_id = schedule_recall.session_id
+                    and (
+                        pending.status = 'pending'
+                        or (pending.status = 'running' and pending.call_type = 'recurring')
+                    )
+                for update;
+                if found then
+                    perform pgrecall._make_way(v_recall, format('replaced by recall %s', v_id));
+                end if;
+            end if;
+            -- Waits for a transaction that has inserted another one and is not committed.
+            insert into pgrecall.session_recalls (
+                id, session_id, call_type, trigger_at, interval_seconds, internal_comment, additional_context_message,
+                cron, time_zone, end_at, max_attempts, timeout_seconds, idempotency_key, metadata, idle_for_seconds,
+                max_defer_seconds, on_max_defer, on_interrupt, pause_after_failures, deliver_to
+            )
+            values (
+                v_id,
+                schedule_recall.session_id,
+                v_call_type,
+                v_trigger_at,
+                schedule_recall.interval_seconds,
+                schedule_recall.internal_comment,
+                schedule_recall.additional_context_message,
+                schedule_recall.cron,
+                schedule_recall.time_zone,
+                schedule_recall.end_at,
+                coalesce(schedule_recall.max_attempts, 3),
+                schedule_recall.timeout_seconds,
+                schedule_recall.idempotency_key,
+                coalesce(schedule_recall.metadata, '{}'),
+                schedule_recall.idle_for_seconds,
+                coalesce(schedule_recall.max_defer_seconds, 86400),
+                coalesce(schedule_recall.on_max_defer, 'run'),
+                coalesce(schedule_recall.on_interrupt, 'retry'),
+                schedule_recall.pause_after_failures,
+                schedule_recall.deliver_to
+            )
+            returning * into v_recall;
             return v_recall;
-        elsif v_constraint = 'one_pending_recall_per_session' then
-            raise exception 'session % already has a pending recall', quote_literal(schedule_recall.session_id)
-                using
-                    errcode = 'PR001',
-                    constraint = v_constraint,
-                    detail = schedule_recall.session_id,
-                    hint = 'Cancel it with cancel_recall(), or move it with reschedule().';
-        elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
-            -- The snapshot of the caller's transaction is older than that request.
-            raise;
-        else
-            raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
-                using errcode = 'PR005', constraint = v_constraint, detail = v_detail, hint = 'Leave id out for a new one.';
-        end if;
-    when foreign_key_violation or program_limit_exceeded then
-        -- Or an id that is too long for an index, which no session has either.
-        perform pgrecall._missing_session(schedule_recall.session_id);
-    when insufficient_privilege then
-        -- To a user somebody else's session is none. The name of the policy is in the message in any language.
-        get stacked diagnostics v_message = message_text;
-        if strpos(v_message, 'users_keep_to_recalls_of_their_own_sessions') > 0 then
-            perform pgrecall._missing_session(schedule_recall.session_id);
-        end if;
-        raise;
+        exception
+            when unique_violation then
+                get stacked diagnostics v_constraint = constraint_name, v_detail = pg_exception_detail;
+                -- Somebody else's request with this key may have been committed after we looked. Which of its two
+                -- unique indexes we met first says nothing.
+                select known.*
+                into v_recall
+                from pgrecall.session_recalls as known
+                where known.session_id = schedule_recall.session_id
+                    and known.idempotency_key = schedule_recall.idempotency_key;
+                if found then
+                    return v_recall;
+                elsif v_constraint = 'idempotency_key_is_unique_in_its_session' then
+                    -- The snapshot of the caller's transaction is older than that request.
+                    raise;
+                elsif v_constraint <> 'one_pending_recall_per_session' then
+                    raise exception 'a recall with id % exists already', quote_literal(schedule_recall.id)
+                        using
+                            errcode = 'PR005',
+                            constraint = v_constraint,
+                            detail = v_detail,
+                            hint = 'Leave id out for a new one.';
+                elsif if_exists = 'raise' then
+                    perform pgrecall._refuse_second_recall(
+                        schedule_recall.session_id,
+                        'Cancel it with cancel_recall(), move it with reschedule(), or say if_exists => ''replace'' or ''keep''.'
+                    );
+                elsif current_setting('transaction_isolation') <> 'read committed' then
+                    raise exception 'session % got a pending recall after this transaction began', quote_literal(schedule_recall.session_id)
+                        using
+                            errcode = 'serialization_failure',
+                            constraint = v_constraint,
+                            detail = schedule_recall.session_id,
+                            hint = 'Run the whole transaction again, or use READ COMMITTED.';
+                end if;
+                -- Committed after we looked: look again.
+            when foreign_key_violation or program_limit_exceeded then
+                -- Or an id that is too long for an index, which no session has either.
+                perform pgrecall._missing_session(schedule_recall.session_id);
+            when insufficient_privilege then
+                -- To a user somebody else's session is none. The policy's name is in the message in any language.
+                get stacked diagnostics v_message = message_text;
+                if strpos(v_message, 'users_keep_to_recalls_of_their_own_sessions') > 0 then
+                    perform pgrecall._missing_session(schedule_recall.session_id);
+                end if;
+                raise;
+        end;
+    end loop;
+    -- Who replaces waits his turn and then finds what the one before has put there; only a crowd comes this far. So
+    -- does a role that may not see the pending recall, at once.
+    perform pgrecall._refuse_second_recall(
+        schedule_recall.session_id,
+        'It is not yours to see, or others schedule recalls in this session right now: try again.'
+    );
 end;
 $$;
-comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text) is
-    'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument. Notifies: at commit, if this is due before the workers would wake.';
+comment on function pgrecall.schedule_recall(text, text, timestamptz, text, integer, text, text, text, text, timestamptz, integer, integer, text, jsonb, integer, integer, text, text, integer, text, text) is
+    'Asks for an agent run in a session at trigger_at (null: now, or the first time of cron) and returns the new recall. call_type null: recurring if interval_seconds or cron is given, else once. Joins the caller''s transaction. A known idempotency_key returns the recall that has it. if_exists, for a session that has a pending recall: raise; keep it and return it as it is; or replace it, which cancels it, or lets a run that it has be its last. Raises: PR001 the session has a pending recall, PR002 no such session, PR005 or a named CHECK for a bad argument, 40001 for keep and replace in REPEATABLE READ if the pending recall is newer than the transaction. Locks: the replaced recall. Notifies: at commit, if this is due before the workers would wake.';
 
 create or replace function pgrecall.cancel_recall(session_id text)
 returns boolean
@@ -285,6 +391,36 @@ $$;
 comment on function pgrecall.cancel_recall(text) is
     'Cancels the pending recall of a session; false if it has none. A recurring recall counts as pending while it runs: its run is told to stop. Called by anyone. Notifies: stop, if it runs.';
 
+create or replace function pgrecall._skip_occurrence(recall pgrecall.session_recalls)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+    v_next timestamptz := pgrecall._next_occurrence(recall, recall.trigger_at);
+begin
+    if v_next is null then
+        update pgrecall.session_recalls
+        set status = 'cancelled'
+        where session_recalls.id = recall.id
+        returning * into v_recall;
+        return v_recall;
+    end if;
+    -- The caller may have no right to write the ledger: the trigger recall_update does, and is told that this is a skip.
+    perform set_config('pgrecall.skips', recall.id, true);
+    update pgrecall.session_recalls
+    set trigger_at = v_next
+    where session_recalls.id = recall.id
+    returning * into v_recall;
+    perform set_config('pgrecall.skips', '', true);
+    return v_recall;
+end;
+$$;
+comment on function pgrecall._skip_occurrence(pgrecall.session_recalls) is
+    'Moves a pending recurring recall one occurrence on and records the one left out; one that has no other is cancelled. Called by skip_next_recall and skip_recalls, which hold the row lock.';
+
 create or replace function pgrecall.skip_next_recall(session_id text)
 returns boolean
 language plpgsql
@@ -293,7 +429,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
-    v_next timestamptz;
 begin
     select pending.*
     into v_recall
@@ -306,19 +441,7 @@ begin
     if not found then
         return false;
     end if;
-    v_next := pgrecall._next_occurrence(v_recall, v_recall.trigger_at);
-    if v_next is null then
-        update pgrecall.session_recalls
-        set status = 'cancelled'
-        where session_recalls.id = v_recall.id;
-        return true;
-    end if;
-    -- The caller may have no right to write the ledger: the trigger recall_update does, and is told that this is a skip.
-    perform set_config('pgrecall.skips', v_recall.id, true);
-    update pgrecall.session_recalls
-    set trigger_at = v_next
-    where session_recalls.id = v_recall.id;
-    perform set_config('pgrecall.skips', '', true);
+    perform pgrecall._skip_occurrence(v_recall);
     return true;
 end;
 $$;

@@ -1,4 +1,5 @@
--- Pausing: one recall, or everything. What is paused keeps its times, and is never run.
+-- Pausing: one recall, or everything (a session or user: 44_pause_sessions.sql). What is paused keeps its times, and is
+-- never run.
 
 create or replace function pgrecall._check_pause(paused_until timestamptz)
 returns void
@@ -14,7 +15,36 @@ begin
 end;
 $$;
 comment on function pgrecall._check_pause(timestamptz) is
-    'Refuses a pause that would end before it begins. Called by pause_recall and pause_all. Raises: PR005.';
+    'Refuses a pause that would end before it begins. Called by everything that pauses. Raises: PR005.';
+
+create or replace function pgrecall._pause(recall pgrecall.session_recalls, reason text, paused_until timestamptz)
+returns pgrecall.session_recalls
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_recall pgrecall.session_recalls;
+begin
+    update pgrecall.session_recalls as known
+    set paused_at = coalesce(known.paused_at, pgrecall.clock()),
+        paused_until = _pause.paused_until,
+        pause_reason = coalesce(_pause.reason, known.pause_reason),
+        -- Its own from here on, whatever becomes of the pause of its session or user.
+        pause_id = null
+    where known.id = recall.id
+        and (
+            known.paused_at is null
+            or known.pause_id is not null
+            or known.paused_until is distinct from _pause.paused_until
+            or known.pause_reason is distinct from coalesce(_pause.reason, known.pause_reason)
+        )
+    returning * into v_recall;
+    return v_recall;
+end;
+$$;
+comment on function pgrecall._pause(pgrecall.session_recalls, text, timestamptz) is
+    'Pauses a recall that has not ended, and returns it; null: it is paused so already. Called by pause_recall and pause_recalls, which hold the row lock.';
 
 create or replace function pgrecall.pause_recall(
     recall_id text,
@@ -29,19 +59,20 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recall pgrecall.session_recalls;
+    v_changed pgrecall.session_recalls;
 begin
     perform pgrecall._check_pause(pause_recall.paused_until);
-    update pgrecall.session_recalls as recall
-    set paused_at = coalesce(recall.paused_at, pgrecall.clock()),
-        paused_until = pause_recall.paused_until,
-        pause_reason = coalesce(pause_recall.reason, recall.pause_reason)
-    where recall.id = pause_recall.recall_id
-        and recall.status in ('pending', 'running')
-    returning * into v_recall;
+    select known.*
+    into v_recall
+    from pgrecall.session_recalls as known
+    where known.id = pause_recall.recall_id
+        and known.status in ('pending', 'running')
+    for no key update;
     if not found then
         perform pgrecall._refuse_status(pause_recall.recall_id, 'paused');
     end if;
-    return v_recall;
+    v_changed := pgrecall._pause(v_recall, pause_recall.reason, pause_recall.paused_until);
+    return case when v_changed.id is null then v_recall else v_changed end;
 end;
 $$;
 comment on function pgrecall.pause_recall(text, text, timestamptz) is
@@ -78,7 +109,7 @@ begin
 end;
 $$;
 comment on function pgrecall.resume_recall(text) is
-    'Ends the pause of a recall, forgets its failures, and returns it. If its time has passed it is due at once, once; a recurring one then goes on along its own schedule. Resuming one that is not paused changes nothing. Raises: PR003 no such recall. Notifies: through the trigger announce_update.';
+    'Ends the pause of a recall, forgets its failures, and returns it. If its session or user is paused, it is paused again at once. If its time has passed it is due at once, once; a recurring one then goes on along its own schedule. Resuming one that is not paused changes nothing. Raises: PR003 no such recall. Notifies: through the trigger announce_update.';
 
 create or replace function pgrecall.pause_all(reason text default null, paused_until timestamptz default null)
 returns pgrecall.settings

@@ -125,6 +125,12 @@ begin
     if recall.status <> 'running' or recall.trigger_at <> recall.nominal_at then
         -- Ended or moved by somebody else while it ran: that stands, as after any other run.
         perform pgrecall._end_occurrence(recall, 'failed', v_error);
+    elsif recall.stopped_by is not null then
+        if pgrecall._runs_again(recall) then
+            perform pgrecall._give_back(recall.id, recall.attempt - 1, null);
+        else
+            perform pgrecall._end_occurrence(recall, 'cancelled', pgrecall._stop_text(recall));
+        end if;
     elsif recall.attempt < recall.max_attempts then
         perform pgrecall._give_back(recall.id, recall.attempt, null);
     elsif beside_others and not v_was_suspect and recall.max_attempts > 1 then
@@ -138,7 +144,7 @@ begin
 end;
 $$;
 comment on function pgrecall._end_lost_run(pgrecall.session_recalls, text, boolean) is
-    'Ends a run whose worker is dead or has lost its lease: recorded as lost, then due again at once while attempts are left, and once more if it was lost at its last attempt beside other runs. Called by _expire_leases, which holds the row lock.';
+    'Ends a run whose worker is dead or has lost its lease: recorded as lost, then due again at once while attempts are left, and once more if it was lost at its last attempt beside other runs; one that was told to stop ends as stop_run() has asked. Called by _expire_leases, which holds the row lock.';
 
 create or replace function pgrecall._expire_leases()
 returns void
@@ -254,7 +260,8 @@ begin
     where held.worker_id = renew.worker_id
         and held.run_id is not null
         and held.status = 'running'
-        -- One that a chat wants to interrupt must stop as well; its worker may have missed the message.
+        -- One that somebody stops, or a chat wants to interrupt, must stop as well; its worker may have missed the message.
+        and held.stopped_by is null
         and not exists (
             select
             from pgrecall.sessions as session

@@ -411,6 +411,11 @@ begin
                         and pgrecall._is_suspect(held)
                 )
             )
+            -- Hardly ever is anybody paused, and then this is one look at an empty table.
+            and not (
+                exists (select from pgrecall.pauses)
+                and pgrecall._paused_by(recall.session_id, session.user_id) is not null
+            )
         order by recall.due_at
         limit _take.up_to
         for no key update of recall, session skip locked
@@ -522,6 +527,9 @@ begin
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
     if claim.up_to > 0 and not v_paused then
+        if exists (select from pgrecall.pauses) then
+            v_made_due := pgrecall._pause_due(v_now) or v_made_due;
+        end if;
         begin
             select took.looked, took.taken, took.texts, took.put_off
             into v_looked, v_claimed, v_texts, v_deferred
@@ -556,6 +564,7 @@ begin
                                 from pgrecall.session_recalls as recall
                                 join pgrecall.sessions as session on session.id = recall.session_id
                                 where recall.due_at <= v_now
+                                    and pgrecall._paused_by(recall.session_id, session.user_id) is null
                                 order by recall.due_at
                                 limit 1
                                 for no key update of recall, session skip locked
@@ -699,7 +708,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

@@ -131,6 +131,7 @@ begin
             when v_pauses then format('%s failures in a row, the last: %s', v_failures, left(_end_occurrence.error, 500))
             else recall.pause_reason
         end,
+        pause_id = case when v_pauses then null else recall.pause_id end,
         run_id = null,
         worker_id = null,
         claimed_at = null,
@@ -225,6 +226,7 @@ declare
     v_retry boolean := finish.retry;
     v_counted boolean := finish.counted;
     v_interrupted_by text;
+    v_is_stopped boolean := false;
 begin
     if finish.outcome is null
         or finish.outcome not in ('success', 'silent', 'error', 'timeout', 'interrupted', 'skipped')
@@ -270,6 +272,14 @@ begin
         and btrim(finish.reply, E' \t\r\n') = (select known.silent_token from pgrecall.settings as known)
     then
         v_outcome := 'silent';
+    elsif v_recall.stopped_by is not null and v_recall.status = 'running' and v_outcome <> 'success' then
+        -- Also if the agent has answered the stop with an error: that is no reason to run it again, nor a failure.
+        v_is_stopped := v_outcome in ('interrupted', 'error', 'timeout');
+        if v_is_stopped then
+            v_reason := pgrecall._stop_text(v_recall);
+            v_retry := pgrecall._runs_again(v_recall);
+            v_counted := false;
+        end if;
     elsif v_outcome = 'interrupted' and v_recall.status = 'running' then
         select taken.interrupted_by
         into v_interrupted_by
@@ -330,6 +340,7 @@ begin
             v_recall.attempt - case when v_counted then 0 else 1 end,
             case
                 when v_interrupted_by is not null then v_now + interval '60 seconds'
+                when v_is_stopped then null
                 when finish.retry_after is not null
                     then v_now + greatest(least(finish.retry_after, interval '1 year'), interval '0')
                 when v_counted then v_now + pgrecall._retry_delay(v_recall.attempt)
@@ -358,7 +369,7 @@ begin
             v_recall,
             case
                 when v_outcome in ('success', 'silent') then 'fired'
-                when v_interrupted_by is not null then 'cancelled'
+                when v_interrupted_by is not null or v_is_stopped then 'cancelled'
                 else 'failed'
             end,
             case when v_outcome not in ('success', 'silent') then coalesce(finish.error, v_reason) end
@@ -374,4 +385,4 @@ begin
 end;
 $$;
 comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean, jsonb) is
-    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds messages to the session, or the reply if there are none (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. A success whose reply is settings.silent_token is recorded as silent, and its messages are for the model only. interrupted, while a chat has asked for that, runs again when the chat has ended, or is left out, by the recall''s on_interrupt. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';
+    'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds messages to the session, or the reply if there are none (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. A success whose reply is settings.silent_token is recorded as silent, and its messages are for the model only. interrupted, while a chat has asked for that, runs again when the chat has ended, or is left out, by the recall''s on_interrupt. A run that stop_run() has told to stop, and that has no success, is not counted and ends as was asked there. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';

@@ -216,13 +216,8 @@ begin
             using errcode = 'PR007', hint = 'Leave it, and say that it has to be changed in the application.';
     end if;
     if recall.id = run.id then
-        -- Cancelling would stop the very run that asks, before it can say a word about it. This one goes on to its
-        -- end and is the last, also if it was moved meanwhile; a running recall that is not recurring does not stand in
-        -- the way of a new one.
-        update pgrecall.session_recalls
-        set call_type = 'once',
-            trigger_at = nominal_at
-        where session_recalls.id = recall.id;
+        -- Its run has to be able to say a word about it.
+        perform pgrecall._make_way(recall, null);
     else
         update pgrecall.session_recalls
         set status = 'cancelled'

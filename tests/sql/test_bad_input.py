@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import fuzztools
 import psycopg
@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, Row] = {
     "agent_skip_next_recall": {"session_id": "waits"},
     "append_messages": {"session_id": "idle", "messages": '[{"role": "user", "content": "Hello."}]'},
     "cancel_recall": {"session_id": "waits"},
+    "cancel_recalls": {"recall_ids": "{waits,runs}"},
     "claim": {"worker_id": "w2", "up_to": 5},
     "claim_deliveries": {"up_to": 5},
     "clock": {},
@@ -65,6 +66,9 @@ FUNCTIONS: dict[str, Row] = {
     "occurrence_message_id": {"recall_id": "waits", "nominal_at": "2026-11-23 00:00:00+00"},
     "pause_all": {"reason": "an incident"},
     "pause_recall": {"recall_id": "waits"},
+    "pause_recalls": {"recall_ids": "{waits,runs}", "reason": "an incident"},
+    "pause_session": {"session_id": "waits", "reason": "an incident"},
+    "pause_user": {"user_id": "ada", "reason": "an incident"},
     "register_worker": {"worker_id": "w1", "concurrency": 3},
     "give_up_lifelines": {"worker_id": "w1", "lifelines": "{1,2}"},
     "release": {"worker_id": "w1", "run_ids": "{the run}"},
@@ -72,14 +76,25 @@ FUNCTIONS: dict[str, Row] = {
     "renew_hold": {"session_id": "held", "holder": "chat"},
     "resume_all": {},
     "resume_recall": {"recall_id": "waits"},
+    "resume_recalls": {"recall_ids": "{waits,runs}"},
+    "resume_session": {"session_id": "waits"},
+    "resume_user": {"user_id": "ada"},
     "report_run": {"run_id": "the run", "reply": "Done."},
     "reschedule": {"recall_id": "waits", "new_trigger_at": "2026-11-23 00:00:00+00"},
+    "reschedule_recalls": {"recall_ids": "{waits,runs}", "by": "1 hour"},
     "retry_delivery": {"delivery_id": 1},
+    "retry_recall": {"recall_id": "broke"},
+    "retry_recalls": {"recall_ids": "{broke,waits}"},
+    "run_now": {"recall_id": "waits"},
+    "run_recalls_now": {"recall_ids": "{waits,runs}"},
     "schedule_recall": {"session_id": "idle", "additional_context_message": "Go on."},
     "schema_version": {},
     "get_schema": {},
     "current_user_id": {},
     "skip_next_recall": {"session_id": "waits"},
+    "skip_recalls": {"recall_ids": "{waits,runs}"},
+    "stop_run": {"recall_id": "runs", "reason": "an incident"},
+    "stop_runs": {"recall_ids": "{waits,runs}", "reason": "an incident"},
     "span_text": {"span": "90 seconds"},
     "time_text": {"moment": "2026-11-23 00:00:00+00", "time_zone": "Europe/Paris"},
     "time_zone_error": {"time_zone": "Europe/Paris"},
@@ -101,7 +116,12 @@ VARIANTS: list[tuple[str, Row]] = [
     ("schedule_recall", {"interval_seconds": 1, "trigger_at": "2026-11-23 00:00:00+00"}),
     ("schedule_recall", {"session_id": "waits"}),
     ("schedule_recall", {"idempotency_key": "k", "id": "waits"}),
+    ("schedule_recall", {"session_id": "waits", "if_exists": "replace"}),
+    ("schedule_recall", {"session_id": "runs", "if_exists": "keep"}),
     ("reschedule", {"recall_id": "runs"}),
+    ("run_now", {"recall_id": "due"}),
+    ("stop_run", {"after_stop": "retry"}),
+    ("pause_session", {"session_id": "due", "paused_until": "2126-11-23 00:00:00+00"}),
     ("mark_fired", {"recall_id": "runs"}),
     ("finish", {"outcome": "success", "append_reply": True, "reply": "Done."}),
     ("list_recalls", {"is_admin": False, "user_id": "ada"}),
@@ -180,7 +200,7 @@ ONE_ROW = {"settings"}
 BASE = """
 insert into pgrecall.sessions (id, user_id) values
     ('idle', 'ada'), ('waits', 'ada'), ('runs', 'ben'), ('rests', null), ('ended', 'ben'), ('due', null),
-    ('held', 'ada');
+    ('held', 'ada'), ('broke', 'ben');
 select pgrecall.hold_session('held', 'chat', '1 hour');
 insert into pgrecall.session_recalls (id, session_id, trigger_at, additional_context_message)
 values ('runs', 'runs', clock_timestamp() - interval '1 minute', 'Go on.'),
@@ -194,6 +214,7 @@ insert into pgrecall.session_recalls (
 values ('waits', 'waits', 'recurring', 3600, clock_timestamp() + interval '1 hour', 'k', 'Go on.');
 insert into pgrecall.session_recalls (id, session_id, trigger_at, additional_context_message, status)
 values ('rests', 'rests', clock_timestamp() - interval '1 minute', 'Go on.', 'running'),
+    ('broke', 'broke', clock_timestamp() - interval '1 minute', 'Go on.', 'failed'),
     ('due', 'due', clock_timestamp() - interval '1 minute', 'Go on.', 'pending');
 """
 
@@ -521,6 +542,21 @@ METHODS: dict[str, Row] = {
     "get_pending_session_ids": {"session_ids": ["waits"]},
     "get_recall": {"recall_id": "waits"},
     "get_runs": {"recall_id": "waits"},
+    "run_now": {"recall_id": "waits"},
+    "retry_recall": {"recall_id": "waits"},
+    "stop_run": {"recall_id": "runs"},
+    "pause_session": {"session_id": "idle"},
+    "pause_user": {"user_id": "ada"},
+    "resume_session": {"session_id": "idle"},
+    "resume_user": {"user_id": "ada"},
+    "cancel_recalls": {"user_id": "ada"},
+    "pause_recalls": {"user_id": "ada"},
+    "resume_recalls": {"user_id": "ada"},
+    "skip_recalls": {"user_id": "ada"},
+    "reschedule_recalls": {"user_id": "ada", "by": timedelta(hours=1)},
+    "run_recalls_now": {"user_id": "ada"},
+    "retry_recalls": {"user_id": "ada"},
+    "stop_runs": {"user_id": "ada"},
 }
 #: Methods that take nothing from a caller that could be bad.
 WITHOUT_INPUT = {"close", "ensure_tables"}
@@ -587,10 +623,13 @@ VERBS: dict[str, list[str]] = {
     "pause": ["waits"],
     "reschedule": ["waits", "--in", "1h"],
     "resume": ["waits"],
+    "retry": ["ended"],
+    "run-now": ["waits"],
     "schedule": ["idle", "Go on."],
     "settings": ["timeout_seconds=600"],
     "show": ["waits"],
     "skip": ["waits"],
+    "stop": ["runs"],
     "token": ["idle"],
     "use-own-sessions": [],
     "use-sessions-table": ["pg_class"],

@@ -194,16 +194,22 @@ SAMPLES: Row = {
     "trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
     "new_trigger_at": datetime(2030, 1, 1, tzinfo=UTC),
     "paused_until": datetime(2030, 1, 1, tzinfo=UTC),
+    "failed_since": datetime(2030, 1, 1, tzinfo=UTC),
     "end_at": datetime(2030, 1, 1, tzinfo=UTC),
     "before": datetime(2030, 1, 1, tzinfo=UTC),
     "lease": timedelta(seconds=1),
     "reconnect_grace": timedelta(seconds=1),
     "lifelines": [1, None],
     "retry_after": timedelta(seconds=1),
+    "by": timedelta(seconds=1),
     "metadata": {},
     "usage": {},
     "messages": [],
     "session_ids": [],
+    "recall_ids": ["x"],
+    "failed_since": datetime(2030, 1, 1, tzinfo=UTC),
+    "by": timedelta(seconds=1),
+    "after_stop": "retry",
 }
 CALLS = {
     name: function

@@ -1,0 +1,360 @@
+"""What operators do with recalls, runs and pauses, in asyncio: one method for each SQL function of the same name.
+
+The part of `RecallScheduler` that producers do not need; `administration_sync` has the same for threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from pgrecall import calls
+from pgrecall.database import AsyncDatabase
+from pgrecall.model import AfterStop, Pause, Recall, Settings
+
+
+class Administration:
+    """The operators' methods of `RecallScheduler`.
+
+    Those for many recalls take recall_ids, session_id and user_id, of which at least one must be given; what is given
+    is ANDed. They return the recalls that they have changed, and leave out those that cannot be changed.
+    """
+
+    database: AsyncDatabase
+
+    async def run_now(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Makes a pending recall due at once; one that is due or runs already is returned as it is.
+
+        A recurring one goes on along its own schedule afterwards. A session that is held is still waited for.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended, or it, its session or its user is paused.
+        """
+        return (await self.database.run(calls.run_now(recall_id), connection))[0]
+
+    async def retry_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Makes a failed or cancelled recall pending again: the same occurrence, with all its attempts before it.
+
+        It is due at once, unless it was cancelled before its time. One that is pending or running is returned as it is.
+
+        Raises:
+            RecallExistsError: The session has another pending recall.
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has fired.
+        """
+        return (await self.database.run(calls.retry_recall(recall_id), connection))[0]
+
+    async def stop_run(
+        self,
+        recall_id: str,
+        *,
+        reason: str | None = None,
+        after_stop: AfterStop = "skip",
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Recall:
+        """Tells the run of a recall to stop; the recall comes back at once, maybe before the run has stopped.
+
+        Args:
+            recall_id: The recall; one that does not run is returned as it is.
+            reason: Why, for people.
+            after_stop: What becomes of the occurrence. `skip` (the default): it is left out, and a recall that is not
+                recurring is cancelled. `retry`: it runs again, and the attempt is not counted.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            InvalidRecallError: after_stop is neither.
+        """
+        return (await self.database.run(calls.stop_run(recall_id, reason, after_stop), connection))[0]
+
+    async def pause_recall(
+        self,
+        recall_id: str,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Recall:
+        """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            RecallStateError: It has ended.
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (await self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
+
+    async def resume_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
+        """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+        """
+        return (await self.database.run(calls.resume_recall(recall_id), connection))[0]
+
+    async def pause_all(
+        self,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Settings:
+        """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
+
+        Raises:
+            InvalidRecallError: The end is not a time to come.
+        """
+        return (await self.database.run(calls.pause_all(reason, paused_until), connection))[0]
+
+    async def resume_all(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Settings:
+        """Ends the pause of everything."""
+        return (await self.database.run(calls.resume_all(), connection))[0]
+
+    async def pause_session(
+        self,
+        session_id: str,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Pause:
+        """Makes no run start in a session until an aware datetime (None: until `resume_session`).
+
+        Recalls that are made later wait, too; a run under way goes on. Pausing again changes the end and the reason.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            InvalidRecallError: The end is not a time to come, or the isolation level is not READ COMMITTED.
+        """
+        return (await self.database.run(calls.pause_session(session_id, reason, paused_until), connection))[0]
+
+    async def resume_session(
+        self, session_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[Pause]:
+        """Ends the pause of a session: what is overdue starts at once, once.
+
+        Recalls that are paused by themselves, or by the pause of their user, stay so.
+
+        Returns:
+            The pause that ended, or nothing.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            InvalidRecallError: The isolation level is not READ COMMITTED.
+        """
+        return await self.database.run(calls.resume_session(session_id), connection)
+
+    async def pause_user(
+        self,
+        user_id: str,
+        *,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> Pause:
+        """Makes no run start in the sessions of a user until an aware datetime (None: until `resume_user`).
+
+        Sessions and recalls that are made later wait, too; runs under way go on. Pausing again changes the end and the
+        reason.
+
+        Raises:
+            InvalidRecallError: The end is not a time to come, user_id is nobody, or the isolation level is not READ
+                COMMITTED.
+        """
+        return (await self.database.run(calls.pause_user(user_id, reason, paused_until), connection))[0]
+
+    async def resume_user(self, user_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> list[Pause]:
+        """Ends the pause of a user: what is overdue starts at once, once.
+
+        Recalls that are paused by themselves, or by the pause of their session, stay so.
+
+        Returns:
+            The pause that ended, or nothing.
+
+        Raises:
+            InvalidRecallError: The isolation level is not READ COMMITTED.
+        """
+        return await self.database.run(calls.resume_user(user_id), connection)
+
+    async def cancel_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Cancels pending and running recalls; runs under way are told to stop.
+
+        Raises:
+            InvalidRecallError: None of recall_ids, session_id and user_id was given.
+        """
+        call = calls.cancel_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
+        return await self.database.run(call, connection)
+
+    async def pause_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        reason: str | None = None,
+        paused_until: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Pauses pending and running recalls, not those that are made later: see `pause_session`, `pause_user`.
+
+        Args:
+            recall_ids: Only those with these ids.
+            session_id: Only those of this session.
+            user_id: Only those in sessions of this user.
+            reason: Why, for people.
+            paused_until: An aware datetime; None: until they are resumed.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of the three was given, or the end is not a time to come.
+        """
+        call = calls.pause_recalls(
+            recall_ids=recall_ids, session_id=session_id, user_id=user_id, reason=reason, paused_until=paused_until
+        )
+        return await self.database.run(call, connection)
+
+    async def resume_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Ends the pauses of recalls.
+
+        What the pause of a session or user has paused is paused again at once: see `resume_session`, `resume_user`.
+
+        Raises:
+            InvalidRecallError: None of recall_ids, session_id and user_id was given.
+        """
+        call = calls.resume_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
+        return await self.database.run(call, connection)
+
+    async def skip_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Moves pending recurring recalls one occurrence on, as `skip_next_recall` does.
+
+        Raises:
+            InvalidRecallError: None of recall_ids, session_id and user_id was given.
+        """
+        call = calls.skip_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
+        return await self.database.run(call, connection)
+
+    async def reschedule_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        new_trigger_at: datetime | None = None,
+        by: timedelta | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Moves pending and running recalls; one that would come after its end_at is left where it is.
+
+        Args:
+            recall_ids: Only those with these ids.
+            session_id: Only those of this session.
+            user_id: Only those in sessions of this user.
+            new_trigger_at: The time for all of them, an aware datetime.
+            by: Or how far each is moved from its own time.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of the three was given, or not exactly one of new_trigger_at and by.
+        """
+        call = calls.reschedule_recalls(
+            recall_ids=recall_ids, session_id=session_id, user_id=user_id, new_trigger_at=new_trigger_at, by=by
+        )
+        return await self.database.run(call, connection)
+
+    async def run_recalls_now(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Makes pending recalls due at once, as `run_now` does; paused ones are left out.
+
+        Raises:
+            InvalidRecallError: None of recall_ids, session_id and user_id was given.
+        """
+        call = calls.run_recalls_now(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
+        return await self.database.run(call, connection)
+
+    async def retry_recalls(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        failed_since: datetime | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Makes failed recalls pending again, as `retry_recall` does, the last that ended first.
+
+        Cancelled ones only if recall_ids names them and failed_since is None. Those are left out whose session has
+        another pending recall.
+
+        Args:
+            recall_ids: Only those with these ids.
+            session_id: Only those of this session.
+            user_id: Only those in sessions of this user.
+            failed_since: Only those that ended then or later, an aware datetime.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of recall_ids, session_id and user_id was given.
+        """
+        call = calls.retry_recalls(
+            recall_ids=recall_ids, session_id=session_id, user_id=user_id, failed_since=failed_since
+        )
+        return await self.database.run(call, connection)
+
+    async def stop_runs(
+        self,
+        *,
+        recall_ids: Collection[str] | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        reason: str | None = None,
+        after_stop: AfterStop = "skip",
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Recall]:
+        """Tells runs to stop, as `stop_run` does.
+
+        Args:
+            recall_ids: Only those with these ids.
+            session_id: Only those of this session.
+            user_id: Only those in sessions of this user.
+            reason: Why, for people.
+            after_stop: What becomes of the occurrences: `skip` (the default) or `retry`.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: None of the three was given, or after_stop makes no sense.
+        """
+        call = calls.stop_runs(
+            recall_ids=recall_ids, session_id=session_id, user_id=user_id, reason=reason, after_stop=after_stop
+        )
+        return await self.database.run(call, connection)
