@@ -23,7 +23,7 @@ from pgrecall.errors import (
     TokenError,
 )
 from pgrecall.holds import Hold, SyncHold
-from pgrecall.model import Delivery, HeldSession, Recall, RecallRun, Settings
+from pgrecall.model import Change, Delivery, HeldSession, PurgedHistory, PurgeStep, Recall, RecallRun, Settings
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
 
@@ -31,6 +31,7 @@ __all__ = [
     "Agent",
     "AgentError",
     "AgentFactory",
+    "Change",
     "CurrentRecall",
     "Delivery",
     "GiveUp",
@@ -40,6 +41,8 @@ __all__ = [
     "HostTableError",
     "InvalidRecallError",
     "PostgresSessionStore",
+    "PurgeStep",
+    "PurgedHistory",
     "Recall",
     "RecallError",
     "RecallExistsError",

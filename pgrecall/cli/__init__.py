@@ -6,7 +6,21 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import change, deliver, hold, host, look, operate, pausing, run, schedule, setting, tools
+from pgrecall.cli import (
+    auditing,
+    change,
+    deliver,
+    hold,
+    host,
+    look,
+    operate,
+    pausing,
+    retention,
+    run,
+    schedule,
+    setting,
+    tools,
+)
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -25,6 +39,8 @@ for _verb in (  # the order in which one meets them is the order of --help
     hold.holds,
     hold.free,
     setting.settings,
+    auditing.audit,
+    retention.purge,
     tools.mcp,
     tools.token,
     host.use_sessions_table,
