@@ -621,7 +621,11 @@ def get_schema() -> Call[InstalledSchema]:
 
 def purge(*, batch: int | None = None, worker_id: str | None = None) -> Call[PurgeStep]:
     """`pgrecall.purge`."""
-    return Call("purge", {"batch": _integer("batch", 1000 if batch is None else batch), "worker_id": worker_id}, PurgeStep)
+    return Call(
+        "purge",
+        {"batch": _integer("batch", 1000 if batch is None else batch), "worker_id": _text("worker_id", worker_id)},
+        PurgeStep,
+    )
 
 
 def purge_history(

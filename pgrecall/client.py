@@ -437,9 +437,7 @@ class RecallScheduler:
         """
         return (await self.database.run(calls.retry_delivery(delivery_id), connection))[0]
 
-    async def purge(
-        self, *, batch: int = 1000, connection: psycopg.AsyncConnection[Any] | None = None
-    ) -> PurgeStep:
+    async def purge(self, *, batch: int = 1000, connection: psycopg.AsyncConnection[Any] | None = None) -> PurgeStep:
         """Deletes what is older than the settings keep_… allow, at most `batch` rows of each kind.
 
         Workers do this by themselves, see docs/retention.md.
@@ -513,9 +511,7 @@ class RecallScheduler:
         Raises:
             InvalidRecallError: The limit is below 0.
         """
-        call = calls.get_audit(
-            recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit
-        )
+        call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
         return await self.database.run(call, connection)
 
 
@@ -918,9 +914,7 @@ class SyncRecallScheduler:
         """
         return (self.database.run(calls.retry_delivery(delivery_id), connection))[0]
 
-    def purge(
-        self, *, batch: int = 1000, connection: psycopg.Connection[Any] | None = None
-    ) -> PurgeStep:
+    def purge(self, *, batch: int = 1000, connection: psycopg.Connection[Any] | None = None) -> PurgeStep:
         """Deletes what is older than the settings keep_… allow, at most `batch` rows of each kind.
 
         Workers do this by themselves, see docs/retention.md.
@@ -994,7 +988,5 @@ class SyncRecallScheduler:
         Raises:
             InvalidRecallError: The limit is below 0.
         """
-        call = calls.get_audit(
-            recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit
-        )
+        call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
         return self.database.run(call, connection)

@@ -308,15 +308,7 @@ class PurgeStep:
     @property
     def rows(self) -> int:
         """How many rows are gone, of all kinds."""
-        return (
-            self.fired
-            + self.failed
-            + self.cancelled
-            + self.runs
-            + self.messages
-            + self.deliveries
-            + self.audit_rows
-        )
+        return self.fired + self.failed + self.cancelled + self.runs + self.messages + self.deliveries + self.audit_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

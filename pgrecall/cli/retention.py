@@ -50,7 +50,9 @@ def purge(
     """
     if user is None and session is None and before is None:
         if messages or audit or yes:
-            raise WrongUsage("--messages, --audit and --yes need one of --user, --session and --before")
+            raise WrongUsage(
+                "--messages, --audit and --yes need one of --user, --session and --before", hint="Say whose history."
+            )
         with target.open() as (scheduler, connection):
             gone: dict[str, int] = _by_settings(scheduler, connection)
     elif not yes:
