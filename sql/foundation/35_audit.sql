@@ -44,10 +44,11 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- What follows from another change, or from the passing of time, is nobody's doing.
+    -- What follows from another change, from a hold or from the passing of time is nobody's doing.
     v_derived constant text[] := array[
         'updated_at', 'due_at', 'attempt', 'not_before', 'deferrals', 'defer_reason', 'deferred_since', 'failures',
-        'next_at', 'ended_at', 'response_status'
+        'active_at', 'run_id', 'holder', 'held_since', 'held_until', 'line_until', 'interrupted_by', 'wanted_by',
+        'has_waiting', 'next_at', 'ended_at', 'response_status'
     ];
     v_old jsonb := _audit.old;
     v_new jsonb := _audit.new;
