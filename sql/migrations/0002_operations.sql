@@ -209,12 +209,12 @@ create table pgrecall.purges (
         constraint purges_has_one_row check (is_only_row),
     worker_id text,
     walked_at timestamptz,
-    fired_from timestamptz not null default '-infinity',
-    failed_from timestamptz not null default '-infinity',
-    cancelled_from timestamptz not null default '-infinity',
+    fired_from timestamptz not null default '0001-01-02 00:00:00+00',
+    failed_from timestamptz not null default '0001-01-02 00:00:00+00',
+    cancelled_from timestamptz not null default '0001-01-02 00:00:00+00',
     run_from bigint not null default 0,
     message_from text not null default '',
-    delivery_from timestamptz not null default '-infinity',
+    delivery_from timestamptz not null default '0001-01-02 00:00:00+00',
     audit_from bigint not null default 0
 ) with (fillfactor = 50);
 insert into pgrecall.purges default values;

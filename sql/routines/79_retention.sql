@@ -349,37 +349,35 @@ begin
         delete from pgrecall.purges;
         insert into pgrecall.purges default values;
     end if;
-    select least(
-        v_now + v_latest,
-        greatest(
-            v_now + v_soonest,
-            least(
-                v_keep.keep_fired + (
-                    select min(recall.updated_at)
-                    from pgrecall.session_recalls as recall
-                    where recall.status = 'fired'
-                        and recall.run_id is null
-                        and recall.updated_at >= v_now - v_keep.keep_fired
-                ),
-                v_keep.keep_failed + (
-                    select min(recall.updated_at)
-                    from pgrecall.session_recalls as recall
-                    where recall.status = 'failed'
-                        and recall.run_id is null
-                        and recall.updated_at >= v_now - v_keep.keep_failed
-                ),
-                v_keep.keep_cancelled + (
-                    select min(recall.updated_at)
-                    from pgrecall.session_recalls as recall
-                    where recall.status = 'cancelled'
-                        and recall.run_id is null
-                        and recall.updated_at >= v_now - v_keep.keep_cancelled
-                ),
-                v_keep.keep_deliveries + (
-                    select min(delivery.ended_at)
-                    from pgrecall.deliveries as delivery
-                    where delivery.ended_at >= v_now - v_keep.keep_deliveries
-                )
+    select greatest(
+        v_now + v_soonest,
+        least(
+            v_now + v_latest,
+            v_keep.keep_fired + (
+                select min(recall.updated_at)
+                from pgrecall.session_recalls as recall
+                where recall.status = 'fired'
+                    and recall.run_id is null
+                    and recall.updated_at >= v_now - v_keep.keep_fired
+            ),
+            v_keep.keep_failed + (
+                select min(recall.updated_at)
+                from pgrecall.session_recalls as recall
+                where recall.status = 'failed'
+                    and recall.run_id is null
+                    and recall.updated_at >= v_now - v_keep.keep_failed
+            ),
+            v_keep.keep_cancelled + (
+                select min(recall.updated_at)
+                from pgrecall.session_recalls as recall
+                where recall.status = 'cancelled'
+                    and recall.run_id is null
+                    and recall.updated_at >= v_now - v_keep.keep_cancelled
+            ),
+            v_keep.keep_deliveries + (
+                select min(delivery.ended_at)
+                from pgrecall.deliveries as delivery
+                where delivery.ended_at >= v_now - v_keep.keep_deliveries
             )
         )
     )
@@ -416,8 +414,8 @@ declare
     v_sessions text[];
 begin
     if num_nonnulls(purge_history.before, purge_history.session_id, purge_history.user_id) = 0 then
-        raise exception 'nothing says whose history is to be deleted'
-            using errcode = 'PR005', hint = 'Give session_id, user_id or before, or several: all of them must be so.';
+        raise exception 'session_id, user_id and before are all null: that would be the history of everybody'
+            using errcode = 'PR005', hint = 'Give one of them, or several: all that are given must be so.';
     end if;
     if purge_history.session_id is not null or purge_history.user_id is not null then
         v_sessions := array(

@@ -289,7 +289,7 @@ def test_what_people_wrote_is_kept_as_a_length_only(db: psycopg.Connection) -> N
         db, one, additional_context_message="My wealth!!", internal_comment="no", metadata=psycopg.types.json.Jsonb({})
     )
     db.execute("delete from pgrecall.session_recalls")
-    assert [(found["old"], found["new"]) for found in audit(db)][0] == (
+    assert next((found["old"], found["new"]) for found in audit(db)) == (
         {"additional_context_message": "10 characters", "internal_comment": None, "metadata": "not kept"},
         {"additional_context_message": "11 characters", "internal_comment": "2 characters", "metadata": "not kept"},
     )
@@ -567,7 +567,8 @@ def test_reading_it_uses_an_index(db: psycopg.Connection, filter_: LiteralString
     db.execute(
         """insert into pgrecall.audit
             (changed_at, role, login, user_id, action, object, object_id, session_id, owner_id, old, new)
-        select now(), 'x', 'x', 'u' || n % 5000, 'update', 'session_recalls', 'r' || n, 's' || n, 'u' || n % 5000, '{}', '{}'
+        select now(), 'x', 'x', 'u' || n % 5000, 'update', 'session_recalls', 'r' || n, 's' || n, 'u' || n % 5000,
+            '{}', '{}'
         from generate_series(1, 20000) as n"""
     )
     db.execute("analyze pgrecall.audit")
