@@ -23,7 +23,17 @@ from pgrecall.errors import (
     TokenError,
 )
 from pgrecall.holds import Hold, SyncHold
-from pgrecall.model import Delivery, HeldSession, Pause, Recall, RecallRun, Settings
+from pgrecall.model import (
+    Change,
+    Delivery,
+    HeldSession,
+    Pause,
+    PurgedHistory,
+    PurgeStep,
+    Recall,
+    RecallRun,
+    Settings,
+)
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
 
@@ -31,6 +41,7 @@ __all__ = [
     "Agent",
     "AgentError",
     "AgentFactory",
+    "Change",
     "CurrentRecall",
     "Delivery",
     "GiveUp",
@@ -41,6 +52,8 @@ __all__ = [
     "InvalidRecallError",
     "Pause",
     "PostgresSessionStore",
+    "PurgeStep",
+    "PurgedHistory",
     "Recall",
     "RecallError",
     "RecallExistsError",

@@ -17,6 +17,7 @@ from pgrecall.model import (
     AdoptedRecall,
     AfterStop,
     CallType,
+    Change,
     ClaimRow,
     Delivery,
     DeliveryClaim,
@@ -29,6 +30,8 @@ from pgrecall.model import (
     OnInterrupt,
     OnMaxDefer,
     Pause,
+    PurgedHistory,
+    PurgeStep,
     Recall,
     RecallRun,
     Report,
@@ -767,3 +770,46 @@ def adopt_recalls(old_table: str, mark_as: str, naive_times_in: str | None) -> C
 def get_schema() -> Call[InstalledSchema]:
     """`pgrecall.get_schema`."""
     return Call("get_schema", {}, InstalledSchema)
+
+
+def purge(*, batch: int | None = None, worker_id: str | None = None) -> Call[PurgeStep]:
+    """`pgrecall.purge`."""
+    return Call(
+        "purge",
+        {"batch": _integer("batch", 1000 if batch is None else batch), "worker_id": _text("worker_id", worker_id)},
+        PurgeStep,
+    )
+
+
+def purge_history(
+    *, before: datetime | None, session_id: str | None, user_id: str | None, with_messages: bool, with_audit: bool
+) -> Call[PurgedHistory]:
+    """`pgrecall.purge_history`."""
+    return Call(
+        "purge_history",
+        {
+            "before": _aware("before", before),
+            "session_id": _text("session_id", session_id),
+            "user_id": _text("user_id", user_id),
+            "with_messages": _boolean("with_messages", with_messages),
+            "with_audit": _boolean("with_audit", with_audit),
+        },
+        PurgedHistory,
+    )
+
+
+def get_audit(
+    *, recall_id: str | None, session_id: str | None, user_id: str | None, since: datetime | None, limit: int
+) -> Call[Change]:
+    """`pgrecall.get_audit`."""
+    return Call(
+        "get_audit",
+        {
+            "recall_id": _text("recall_id", recall_id),
+            "session_id": _text("session_id", session_id),
+            "user_id": _text("user_id", user_id),
+            "since": _aware("since", since),
+            "limit": _integer("limit", limit),
+        },
+        Change,
+    )

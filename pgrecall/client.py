@@ -20,6 +20,7 @@ from pgrecall.administration_sync import SyncAdministration
 from pgrecall.holds import Hold, Line, SyncHold
 from pgrecall.model import (
     CallType,
+    Change,
     Delivery,
     DeliveryStatus,
     HeldSession,
@@ -27,6 +28,8 @@ from pgrecall.model import (
     IfHeld,
     OnInterrupt,
     OnMaxDefer,
+    PurgedHistory,
+    PurgeStep,
     Recall,
     RecallRun,
 )
@@ -397,6 +400,83 @@ class RecallScheduler(Administration):
         """
         return (await self.database.run(calls.retry_delivery(delivery_id), connection))[0]
 
+    async def purge(self, *, batch: int = 1000, connection: psycopg.AsyncConnection[Any] | None = None) -> PurgeStep:
+        """Deletes what is older than the settings keep_… allow, at most `batch` rows of each kind.
+
+        Workers do this by themselves, see docs/retention.md.
+
+        Args:
+            batch: 1 to 100000.
+            connection: The caller's own psycopg connection.
+
+        Returns:
+            How many rows of each kind are gone, and when to call it again.
+
+        Raises:
+            InvalidRecallError: The batch is out of range.
+        """
+        return (await self.database.run(calls.purge(batch=batch), connection))[0]
+
+    async def purge_history(
+        self,
+        *,
+        before: datetime | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        with_messages: bool = False,
+        with_audit: bool = False,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> PurgedHistory:
+        """Deletes at once what has ended, of a session, of all sessions of a user, or from before a time.
+
+        Recalls that have ended, their runs, and deliveries that have ended. What is pending, running, to be tried again
+        or to be delivered stays: cancel it first. The sessions stay.
+
+        Args:
+            before: Only what has ended before this time.
+            session_id: Only this session's.
+            user_id: Only of sessions of this user.
+            with_messages: Also what was said in these sessions.
+            with_audit: Also what the audit has about them, and about what this user did.
+            connection: The caller's own psycopg connection: the deletion joins its transaction.
+
+        Returns:
+            How many rows of each kind are gone.
+
+        Raises:
+            InvalidRecallError: None of before, session_id and user_id is given.
+        """
+        call = calls.purge_history(
+            before=before, session_id=session_id, user_id=user_id, with_messages=with_messages, with_audit=with_audit
+        )
+        return (await self.database.run(call, connection))[0]
+
+    async def get_audit(
+        self,
+        recall_id: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Change]:
+        """Who changed what by hand, newest first.
+
+        Args:
+            recall_id: Only what was done to this recall.
+            session_id: Only in this session.
+            user_id: Only to what belongs to this user, and by this user.
+            since: Only from this time on.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: The limit is below 0.
+        """
+        call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
+        return await self.database.run(call, connection)
+
 
 class SyncRecallScheduler(SyncAdministration):
     """Schedules and manages recalls, for programs without an event loop.
@@ -757,3 +837,80 @@ class SyncRecallScheduler(SyncAdministration):
             RecallNotFoundError: There is no such delivery.
         """
         return (self.database.run(calls.retry_delivery(delivery_id), connection))[0]
+
+    def purge(self, *, batch: int = 1000, connection: psycopg.Connection[Any] | None = None) -> PurgeStep:
+        """Deletes what is older than the settings keep_… allow, at most `batch` rows of each kind.
+
+        Workers do this by themselves, see docs/retention.md.
+
+        Args:
+            batch: 1 to 100000.
+            connection: The caller's own psycopg connection.
+
+        Returns:
+            How many rows of each kind are gone, and when to call it again.
+
+        Raises:
+            InvalidRecallError: The batch is out of range.
+        """
+        return (self.database.run(calls.purge(batch=batch), connection))[0]
+
+    def purge_history(
+        self,
+        *,
+        before: datetime | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        with_messages: bool = False,
+        with_audit: bool = False,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> PurgedHistory:
+        """Deletes at once what has ended, of a session, of all sessions of a user, or from before a time.
+
+        Recalls that have ended, their runs, and deliveries that have ended. What is pending, running, to be tried again
+        or to be delivered stays: cancel it first. The sessions stay.
+
+        Args:
+            before: Only what has ended before this time.
+            session_id: Only this session's.
+            user_id: Only of sessions of this user.
+            with_messages: Also what was said in these sessions.
+            with_audit: Also what the audit has about them, and about what this user did.
+            connection: The caller's own psycopg connection: the deletion joins its transaction.
+
+        Returns:
+            How many rows of each kind are gone.
+
+        Raises:
+            InvalidRecallError: None of before, session_id and user_id is given.
+        """
+        call = calls.purge_history(
+            before=before, session_id=session_id, user_id=user_id, with_messages=with_messages, with_audit=with_audit
+        )
+        return (self.database.run(call, connection))[0]
+
+    def get_audit(
+        self,
+        recall_id: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> list[Change]:
+        """Who changed what by hand, newest first.
+
+        Args:
+            recall_id: Only what was done to this recall.
+            session_id: Only in this session.
+            user_id: Only to what belongs to this user, and by this user.
+            since: Only from this time on.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: The limit is below 0.
+        """
+        call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
+        return self.database.run(call, connection)

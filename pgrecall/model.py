@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any, Literal
 
 CallType = Literal["once", "recurring", "immediate"]
@@ -292,3 +293,73 @@ class Settings:
     agent_max_chain_depth: int
     agent_recurring_days: int
     agent_can_change_host_recalls: bool
+    keep_fired: timedelta | None
+    keep_failed: timedelta | None
+    keep_cancelled: timedelta | None
+    keep_runs: timedelta | None
+    keep_messages: timedelta | None
+    keep_deliveries: timedelta | None
+    keep_audit: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeStep:
+    """What one call of `pgrecall.purge()` has deleted, and when to call it again.
+
+    Attributes:
+        now_at: The database's time.
+        next_at: When to call it again; `now_at`: at once, more may be left.
+        fired: How many fired recalls are gone.
+        failed: How many failed recalls.
+        cancelled: How many cancelled recalls.
+        runs: How many rows of the ledger.
+        messages: How many messages of sessions.
+        deliveries: How many deliveries that had ended.
+        audit_rows: How many rows of the audit.
+    """
+
+    now_at: datetime
+    next_at: datetime
+    fired: int
+    failed: int
+    cancelled: int
+    runs: int
+    messages: int
+    deliveries: int
+    audit_rows: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows are gone, of all kinds."""
+        return self.fired + self.failed + self.cancelled + self.runs + self.messages + self.deliveries + self.audit_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgedHistory:
+    """How many rows of each kind `pgrecall.purge_history()` has deleted."""
+
+    recalls: int
+    runs: int
+    deliveries: int
+    messages: int
+    audit_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One row of `pgrecall.audit`: a change by hand; the comments of its columns say what each means."""
+
+    id: int
+    changed_at: datetime
+    role: str
+    login: str
+    user_id: str | None
+    application_name: str | None
+    client_address: IPv4Address | IPv6Address | IPv4Interface | IPv6Interface | None
+    action: Literal["insert", "update", "delete", "truncate", "free", "retry", "purge"]
+    object: str
+    object_id: str | None
+    session_id: str | None
+    owner_id: str | None
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None

@@ -27,6 +27,8 @@ part_failed          recall_id, part, error (an optional part of an agent could 
 tool_failed          session_id, run_id, error (a tool of the agent could not reach the database)
 listener_lost        worker_id, error
 listener_restored    worker_id, seconds
+purged               worker_id, rows, seconds (deleted after the settings keep_…; once for all steps together)
+purge_failed         worker_id, error (a warning, once an outage; tried again)
 loop_error           worker_id, error (a look or an outcome failed; looks are tried again, and logged once an outage)
 loop_restored        worker_id, seconds
 """

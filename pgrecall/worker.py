@@ -28,6 +28,7 @@ from pgrecall._backoff import Backoff
 from pgrecall._deliver import Deliverer
 from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Listener, ServerClock
+from pgrecall._purge import Purger
 from pgrecall._runner import Run, Runner, StopReason
 from pgrecall._version import __version__
 from pgrecall._watch import Watch
@@ -266,6 +267,7 @@ class Worker:
                 background.start_soon(self._guard_lease, lease)
                 background.start_soon(self._confirm_stops)
                 background.start_soon(self._deliverer.run)
+                background.start_soon(Purger(self.worker_id, self._database).run)
                 async with anyio.create_task_group() as runs:
                     runs.start_soon(self._stop_after_grace)
                     # In a task of its own: cancelling the host's task must not tear a claim from its answer.

@@ -22,6 +22,7 @@ end $$;
 \ir foundation/20_cron.sql
 \ir foundation/25_text.sql
 \ir foundation/30_wake.sql
+\ir foundation/35_audit.sql
 select not exists (select from pgrecall.migrations where version = 1) as needed \gset
 \if :needed
     \ir migrations/0001_initial.sql
@@ -46,6 +47,8 @@ select not exists (select from pgrecall.migrations where version = 2) as needed 
 \ir routines/72_reports.sql
 \ir routines/75_deliveries.sql
 \ir routines/77_agents.sql
+\ir routines/78_audit.sql
+\ir routines/79_retention.sql
 \ir routines/80_read.sql
 \ir routines/90_host.sql
 \ir routines/95_roles.sql

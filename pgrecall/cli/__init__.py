@@ -6,7 +6,23 @@ Here is only which verbs there are; it must not know what one of them does.
 
 from __future__ import annotations
 
-from pgrecall.cli import again, change, deliver, hold, host, look, operate, pausing, roles, run, schedule, setting, tools
+from pgrecall.cli import (
+    again,
+    auditing,
+    change,
+    deliver,
+    hold,
+    host,
+    look,
+    operate,
+    pausing,
+    retention,
+    roles,
+    run,
+    schedule,
+    setting,
+    tools,
+)
 from pgrecall.cli.app import cli
 
 for _verb in (  # the order in which one meets them is the order of --help
@@ -29,6 +45,8 @@ for _verb in (  # the order in which one meets them is the order of --help
     hold.holds,
     hold.free,
     setting.settings,
+    auditing.audit,
+    retention.purge,
     tools.mcp,
     tools.token,
     host.use_sessions_table,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
 import click
@@ -34,6 +35,10 @@ def print_json(value: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, IPv4Address | IPv6Address | IPv4Interface | IPv6Interface):
+        return str(value)
     if isinstance(value, RecallRun):
         row = dataclasses.asdict(value)
         lateness = row.pop("lateness")

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrecall.doctor.finding import Check, count, span
-from pgrecall.model import AdoptedRecall, Delivery, HeldSession, Pause, Recall, RecallRun, Settings
+from pgrecall.model import AdoptedRecall, Change, Delivery, HeldSession, Pause, Recall, RecallRun, Settings
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
@@ -170,10 +170,44 @@ def print_settings(settings: Settings) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, datetime):
             value = local(value)
+        elif isinstance(value, timedelta):
+            value = span(value)
         elif isinstance(value, bool):
             value = str(value).lower()
         facts.add_row(field.name, _text("" if value is None else value))
     console.print(facts)
+
+
+def print_changes(changes: list[Change]) -> None:
+    """Two lines or more for each: who did what when, and below it each column with its old and new value."""
+    console = _console()
+    for change in changes:
+        who = change.role if change.role == change.login else f"{change.role} ({change.login})"
+        about = [who, change.user_id and f"for {change.user_id}", change.application_name, change.client_address]
+        console.print(
+            Text.assemble(
+                (local(change.changed_at), "bold"),
+                "  ",
+                _line(f"{change.action} {change.object} {change.object_id or ''}"),
+                "  ",
+                _line(", ".join(str(part) for part in about if part), "dim"),
+            )
+        )
+        old, new = change.old or {}, change.new or {}
+        for name in {**old, **new}:
+            was = [_value(old[name])] if name in old else []
+            became = ["→", _value(new[name])] if name in new else []
+            console.print(Text("    ").append_text(_line(f"{name}: {' '.join(was + became)}")), soft_wrap=True)
+
+
+def _value(value: object) -> str:
+    return "null" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def gone(counts: dict[str, int]) -> str:
+    """What was deleted: `12 recalls, 40 runs`; `nothing to delete`."""
+    shown = [f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number]
+    return f"deleted: {', '.join(shown)}" if shown else "nothing to delete"
 
 
 def pause_of(settings: Settings) -> str:

@@ -161,11 +161,35 @@ begin
         -- keeps the session until it says that the agent has stopped, so that nothing else runs there meanwhile.
         perform pg_notify('pgrecall', 'stop ' || old.run_id);
     end if;
+    -- By hand? Whatever moves run_id is the engine, and so is what moves pause_id (the pause itself is in the audit);
+    -- what else the engine does changes none of these columns. Here, because a trigger more would cost every claim.
+    if new.run_id is not distinct from old.run_id
+        and (
+            (
+                new.id, new.session_id, new.call_type, new.trigger_at, new.interval_seconds, new.internal_comment,
+                new.additional_context_message, new.status, new.cron, new.time_zone, new.end_at, new.max_attempts,
+                new.timeout_seconds, new.idle_for_seconds, new.max_defer_seconds, new.on_max_defer, new.on_interrupt,
+                new.pause_after_failures, new.deliver_to, new.created_by, new.idempotency_key, new.metadata,
+                new.scheduled_by, new.grid_at, new.stopped_by, new.stop_reason, new.after_stop
+            ) is distinct from (
+                old.id, old.session_id, old.call_type, old.trigger_at, old.interval_seconds, old.internal_comment,
+                old.additional_context_message, old.status, old.cron, old.time_zone, old.end_at, old.max_attempts,
+                old.timeout_seconds, old.idle_for_seconds, old.max_defer_seconds, old.on_max_defer, old.on_interrupt,
+                old.pause_after_failures, old.deliver_to, old.created_by, old.idempotency_key, old.metadata,
+                old.scheduled_by, old.grid_at, old.stopped_by, old.stop_reason, old.after_stop
+            )
+            or new.pause_id is not distinct from old.pause_id
+            and (new.paused_at, new.paused_until, new.pause_reason)
+                is distinct from (old.paused_at, old.paused_until, old.pause_reason)
+        )
+    then
+        perform pgrecall._audit('update', 'session_recalls', old.id, old.session_id, to_jsonb(old), to_jsonb(new));
+    end if;
     return new;
 end;
 $$;
 comment on function pgrecall._before_recall_update() is
-    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run (for the reason in the setting pgrecall.reason) or skipped (the setting pgrecall.skips names the recall), forgets what no longer holds (grid_at, the stop of another run, pause_id), and tells a running agent to stop when its recall is no longer running. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
+    'Keeps updated_at, starts a new occurrence when trigger_at is changed, records an occurrence that is ended without a run (for the reason in the setting pgrecall.reason) or skipped (the setting pgrecall.skips names the recall), forgets what no longer holds (grid_at, the stop of another run, pause_id), tells a running agent to stop when its recall is no longer running, and writes a change by hand into the audit. Called by the trigger recall_update. Notifies: channel pgrecall, payload ''stop <run_id>''.';
 
 create or replace function pgrecall._after_recall_delete()
 returns trigger
@@ -206,6 +230,7 @@ begin
     from pgrecall.session_recalls as recall
     where recall.run_id is not null
         or recall.status in ('pending', 'running');
+    perform pgrecall._audit('truncate', 'session_recalls', null, null, null, null);
     return null;
 end;
 $$;

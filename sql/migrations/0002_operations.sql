@@ -147,6 +147,194 @@ end $$;
 
 -- Audit
 
+create table pgrecall.audit (
+    id bigint primary key generated always as identity,
+    changed_at timestamptz not null,
+    role text not null,
+    login text not null,
+    user_id text,
+    application_name text,
+    client_address inet,
+    action text not null
+        constraint action_of_audit_is_known check (action in ('insert', 'update', 'delete', 'truncate', 'free', 'retry', 'purge')),
+    object text not null,
+    object_id text,
+    session_id text,
+    owner_id text,
+    old jsonb,
+    new jsonb
+);
+comment on table pgrecall.audit is
+    'Who changed what by hand, see docs/audit.md: one row for each row that was changed other than by a worker. Rows are only added, by triggers and functions; purge() deletes them after settings.keep_audit. Read it with get_audit().';
+comment on column pgrecall.audit.id is 'Later changes have higher numbers.';
+comment on column pgrecall.audit.changed_at is 'When, by the database''s clock.';
+comment on column pgrecall.audit.role is 'The role that did it: by SET ROLE, else by its login.';
+comment on column pgrecall.audit.login is 'The role that had logged in.';
+comment on column pgrecall.audit.user_id is 'For whom the connection spoke, see current_user_id(); null: for nobody that we know of.';
+comment on column pgrecall.audit.application_name is 'What the client calls itself: anything it likes.';
+comment on column pgrecall.audit.client_address is 'Where it came from, as the server saw it; null: through a socket of the same machine.';
+comment on column pgrecall.audit.action is
+    'insert, update, delete, truncate: what was done to a row. free: a hold was ended by an operator. retry: a delivery is to be tried now. purge: purge_history() was called.';
+comment on column pgrecall.audit.object is 'The table: session_recalls, sessions, settings, pauses, deliveries; history for purge_history().';
+comment on column pgrecall.audit.object_id is 'Which row of it; null: the only one, or all.';
+comment on column pgrecall.audit.session_id is 'The session that it is about; null: none.';
+comment on column pgrecall.audit.owner_id is 'The user whose session that was then, see sessions.user_id; null: nobody''s.';
+comment on column pgrecall.audit.old is
+    'The changed columns as they were; of a deleted row all that were not null. Of the words of people it has the length only.';
+comment on column pgrecall.audit.new is 'The changed columns as they became; of purge_history() how many rows of each kind are gone.';
+create index audit_of_object on pgrecall.audit (object_id, id) where object_id is not null;
+comment on index pgrecall.audit_of_object is 'Serves get_audit() by recall.';
+create index audit_of_session on pgrecall.audit (session_id, id) where session_id is not null;
+comment on index pgrecall.audit_of_session is 'Serves get_audit() by session.';
+create index audit_of_owner on pgrecall.audit (owner_id, id) where owner_id is not null;
+comment on index pgrecall.audit_of_owner is 'Serves get_audit() by user, and purge_history().';
+create index audit_by_user on pgrecall.audit (user_id, id) where user_id is not null;
+comment on index pgrecall.audit_by_user is 'Serves get_audit() by user, and purge_history().';
+
+alter table pgrecall.audit enable row level security;
+
+create unlogged table pgrecall.unaudited (
+    reason text not null
+);
+comment on table pgrecall.unaudited is
+    'Always empty for everybody else: a function of pgrecall has a row here while it changes rows that need no audit, and takes it away before its transaction ends. Nobody but the owner may write it.';
+comment on column pgrecall.unaudited.reason is 'What is being done.';
+
+create trigger recall_delete_audit
+after delete on pgrecall.session_recalls
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger recall_delete_audit on pgrecall.session_recalls is
+    'Writes a recall that is deleted by hand into the audit. Changes are written by recall_update, which comes by anyway.';
+
+-- Of these columns only, without a WHEN: the updates of every claim and finish, which name others, do not stop here.
+create trigger session_update_audit
+after update of id, user_id, time_zone, max_runs_per_day, deliver_to on pgrecall.sessions
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger session_update_audit on pgrecall.sessions is
+    'Writes changes of what a session may and belongs to into the audit; holds and runs are not.';
+
+create trigger session_delete_audit
+after delete on pgrecall.sessions
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger session_delete_audit on pgrecall.sessions is
+    'Writes the end of a session into the audit: one row, also for the recalls that it takes along.';
+
+create trigger settings_update_audit
+after update on pgrecall.settings
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger settings_update_audit on pgrecall.settings is 'Writes changed settings into the audit.';
+
+create trigger pause_audit
+after insert or update or delete on pgrecall.pauses
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger pause_audit on pgrecall.pauses is
+    'Writes pauses of sessions and users into the audit, and their ends unless they have ended by themselves.';
+
+create trigger delivery_update_audit
+after update of url, status on pgrecall.deliveries
+for each row
+execute function pgrecall._after_change_by_hand();
+comment on trigger delivery_update_audit on pgrecall.deliveries is
+    'Writes into the audit that a delivery goes to another URL, or is tried again after its end.';
+
+alter table pgrecall.session_recalls enable always trigger recall_delete_audit;
+alter table pgrecall.sessions
+    enable always trigger session_update_audit,
+    enable always trigger session_delete_audit;
+alter table pgrecall.settings enable always trigger settings_update_audit;
+alter table pgrecall.pauses enable always trigger pause_audit;
+alter table pgrecall.deliveries enable always trigger delivery_update_audit;
+
 -- Retention
+
+-- At most 1000 years: the present minus more than that may be no date. Whoever means for ever says null.
+alter table pgrecall.settings
+    add column keep_fired interval default '30 days'
+        constraint keep_fired_must_be_0_to_1000_years
+            check (keep_fired between interval '0' and interval '1000 years'),
+    add column keep_failed interval default '90 days'
+        constraint keep_failed_must_be_0_to_1000_years
+            check (keep_failed between interval '0' and interval '1000 years'),
+    add column keep_cancelled interval default '30 days'
+        constraint keep_cancelled_must_be_0_to_1000_years
+            check (keep_cancelled between interval '0' and interval '1000 years'),
+    add column keep_runs interval default '90 days'
+        constraint keep_runs_must_be_2_days_to_1000_years
+            check (keep_runs between interval '2 days' and interval '1000 years'),
+    add column keep_messages interval
+        constraint keep_messages_must_be_2_days_to_1000_years
+            check (keep_messages between interval '2 days' and interval '1000 years'),
+    add column keep_deliveries interval default '30 days'
+        constraint keep_deliveries_must_be_0_to_1000_years
+            check (keep_deliveries between interval '0' and interval '1000 years'),
+    add column keep_audit interval default '1 year'
+        constraint keep_audit_must_be_0_to_1000_years
+            check (keep_audit between interval '0' and interval '1000 years');
+comment on column pgrecall.settings.keep_fired is
+    'How long recalls that have fired stay after their last change; null: for ever. See purge().';
+comment on column pgrecall.settings.keep_failed is 'The same for failed recalls.';
+comment on column pgrecall.settings.keep_cancelled is 'The same for cancelled recalls.';
+comment on column pgrecall.settings.keep_runs is
+    'How long rows of recall_runs stay after the end of the run; null: for ever. The runs of the last 24 hours are counted for max_runs_per_day, and a worker that comes back late is recognised by them: hence at least 2 days.';
+comment on column pgrecall.settings.keep_messages is
+    'How long messages of sessions stay; null: for ever. The oldest of a session go first, so a conversation loses its beginning and never its middle. At least 2 days, so that none goes while its run is under way.';
+comment on column pgrecall.settings.keep_deliveries is
+    'How long deliveries stay after they have ended; null: for ever. One that is pending stays.';
+comment on column pgrecall.settings.keep_audit is 'How long rows of audit stay; null: for ever.';
+
+-- A pending or running row is in none of these: what a claim touches stays as small as what is pending. A row comes in
+-- when it ends and is not looked at before it expires. updated_at in an index forbids updates in place, which nearly
+-- no update of a recall is anyway: due_at, run_id and status are in indexes, too.
+create index recalls_ended on pgrecall.session_recalls (status, updated_at)
+    where status in ('fired', 'failed', 'cancelled') and run_id is null;
+comment on index pgrecall.recalls_ended is 'Serves purge(): what has ended, by status, oldest first.';
+create index deliveries_ended on pgrecall.deliveries (ended_at) where ended_at is not null;
+comment on index pgrecall.deliveries_ended is 'Serves purge(): what has ended, oldest first.';
+
+create table pgrecall.purges (
+    is_only_row boolean primary key default true
+        constraint purges_has_one_row check (is_only_row),
+    worker_id text,
+    walked_at timestamptz,
+    fired_from timestamptz not null default '0001-01-02 00:00:00+00',
+    failed_from timestamptz not null default '0001-01-02 00:00:00+00',
+    cancelled_from timestamptz not null default '0001-01-02 00:00:00+00',
+    run_from bigint not null default 0,
+    message_from text not null default '',
+    delivery_from timestamptz not null default '0001-01-02 00:00:00+00',
+    audit_from bigint not null default 0
+) with (fillfactor = 50);
+insert into pgrecall.purges default values;
+comment on table pgrecall.purges is
+    'How far purge() has come, one row. It deletes from old to new in many small steps, and a step that began at the oldest row would walk over everything that the steps before it have deleted and that is not vacuumed yet.';
+comment on column pgrecall.purges.is_only_row is 'Keeps the table at one row.';
+comment on column pgrecall.purges.worker_id is 'The worker that does it now: the others leave it to that one.';
+comment on column pgrecall.purges.walked_at is 'When the last step was made; if that is a minute ago, any worker may go on.';
+comment on column pgrecall.purges.fired_from is
+    'Where the next step goes on; all of these go back to the start when nothing is left to delete, for what was locked.';
+comment on column pgrecall.purges.failed_from is 'The same for failed recalls.';
+comment on column pgrecall.purges.cancelled_from is 'The same for cancelled recalls.';
+comment on column pgrecall.purges.run_from is 'The same for recall_runs, by id: ids grow with time, so that there is no index for this.';
+comment on column pgrecall.purges.message_from is
+    'The same for session_messages, by session: only the oldest message of each is looked at, so that there is no index for this.';
+comment on column pgrecall.purges.delivery_from is 'The same for deliveries, by ended_at.';
+comment on column pgrecall.purges.audit_from is 'The same for audit, by id.';
+
+-- By default a table is vacuumed when a fifth of it is dead. Of 50 million recalls that would be 10 million, while those
+-- that move, and leave dead versions of themselves in the small indexes that every claim reads, are a few thousand.
+-- A fiftieth is late enough: below that the server does not even open the large indexes of a vacuumed table.
+-- The rows of sessions and workers move in place (fillfactor, and their hot columns are in no index).
+alter table pgrecall.session_recalls set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+alter table pgrecall.sessions set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+-- These only grow, and purge() cuts off their oldest part: its place is free again before a fifth is gone.
+alter table pgrecall.recall_runs set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 10000);
+alter table pgrecall.session_messages set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 10000);
+alter table pgrecall.deliveries set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+alter table pgrecall.audit set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 10000);
 
 -- What operators look at

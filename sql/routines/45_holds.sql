@@ -445,6 +445,13 @@ begin
     if not v_ends then
         return v_left;
     end if;
+    if free_session.holder is null then
+        perform pgrecall._audit(
+            'free', 'sessions', v_session.id, v_session.id,
+            jsonb_build_object('holder', v_session.holder, 'held_since', v_session.held_since, 'run_id', v_session.run_id),
+            null
+        );
+    end if;
     perform pgrecall._let_go(v_session.id);
     return true;
 end;

@@ -79,12 +79,15 @@ declare
     v_reason text := format('put off for %s s: %s', recall.max_defer_seconds, recall.defer_reason);
     v_next timestamptz := pgrecall._next_occurrence(recall, greatest(recall.trigger_at, pgrecall.clock()));
 begin
+    -- No run moves here, and yet nobody has done this by hand.
+    insert into pgrecall.unaudited (reason) values ('an occurrence is left out');
     if v_next is null then
         -- The trigger recall_update records it, with this reason.
         update pgrecall.session_recalls
         set status = 'cancelled',
             last_error = v_reason
         where session_recalls.id = recall.id;
+        delete from pgrecall.unaudited;
         return;
     end if;
     insert into pgrecall.recall_runs (
@@ -99,6 +102,7 @@ begin
     update pgrecall.session_recalls
     set trigger_at = v_next
     where session_recalls.id = recall.id;
+    delete from pgrecall.unaudited;
 end;
 $$;
 comment on function pgrecall._skip_put_off(pgrecall.session_recalls) is

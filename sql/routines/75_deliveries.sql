@@ -186,8 +186,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_delivery pgrecall.deliveries;
+    v_before text;
     v_now timestamptz := pgrecall.clock();
 begin
+    select known.status
+    into v_before
+    from pgrecall.deliveries as known
+    where known.id = retry_delivery.delivery_id
+    for no key update;
     update pgrecall.deliveries
     set status = 'pending',
         -- One that had ended gets all its attempts again.
@@ -200,6 +206,10 @@ begin
     if not found then
         raise exception 'there is no delivery %', coalesce(retry_delivery.delivery_id::text, 'null')
             using errcode = 'PR003', hint = 'get_deliveries() lists them; the id is that of the run.';
+    end if;
+    if v_before = 'pending' then
+        -- The trigger delivery_update_audit cannot tell this from a worker's own next attempt.
+        perform pgrecall._audit('retry', 'deliveries', v_delivery.id::text, v_delivery.session_id, null, null);
     end if;
     perform pg_notify('pgrecall', 'deliver ' || pgrecall.microseconds(v_now) || ' ');
     return v_delivery;

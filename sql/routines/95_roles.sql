@@ -164,6 +164,7 @@ begin
             ('report_run', 'worker'),
             ('claim_deliveries', 'worker'),
             ('end_delivery', 'worker'),
+            ('purge', 'worker operator'),
             -- Operators.
             ('mark_fired', 'worker operator'),
             ('run_now', 'operator'),
@@ -187,6 +188,8 @@ begin
             ('resume_all', 'operator'),
             ('retry_delivery', 'operator'),
             ('get_deliveries', 'operator'),
+            ('get_audit', 'operator'),
+            ('purge_history', 'operator'),
             ('_is_held', 'operator observer')
         ) as listed (name, roles)
         join pg_proc as routine on routine.proname = listed.name and routine.pronamespace = 'pgrecall'::regnamespace
@@ -242,7 +245,7 @@ begin
 
             ('observer', 'usage on schema pgrecall'),
             ('observer', 'select on all sequences in schema pgrecall'),
-            ('observer', 'select on pgrecall.migrations, pgrecall.settings, pgrecall.pauses, pgrecall.workers'),
+            ('observer', 'select on pgrecall.migrations, pgrecall.settings, pgrecall.pauses, pgrecall.workers, pgrecall.purges'),
             ('observer', 'select on pgrecall.server_incarnation, pgrecall.host_sessions, pgrecall.session_waiters')
         ) as listed (role, what)
         where 'pgrecall_' || listed.role = any (v_roles)
@@ -257,7 +260,8 @@ begin
             ('session_recalls', '{additional_context_message, internal_comment, metadata, deliver_to}'),
             ('recall_runs', '{reply}'),
             ('deliveries', '{url, payload}'),
-            ('run_reports', '{reply, error, usage, messages}')
+            ('run_reports', '{reply, error, usage, messages}'),
+            ('audit', '{client_address, old, new}')
         ) as hidden (relation, columns)
         join pg_attribute as seen on seen.attrelid = ('pgrecall.' || hidden.relation)::regclass
         where 'pgrecall_observer' = any (v_roles)
@@ -329,7 +333,12 @@ begin
             ('pgrecall_operator', 'deliveries', 'operators_change_all_deliveries', 'to pgrecall_operator using (true)'),
 
             ('pgrecall_observer', 'pauses', 'observers_see_all_pauses', 'for select to pgrecall_observer using (true)'),
-            ('pgrecall_operator', 'pauses', 'operators_see_all_pauses', 'for select to pgrecall_operator using (true)')
+            ('pgrecall_operator', 'pauses', 'operators_see_all_pauses', 'for select to pgrecall_operator using (true)'),
+
+            ('pgrecall_observer', 'audit', 'observers_see_all_of_the_audit',
+                'for select to pgrecall_observer using (true)'),
+            ('pgrecall_operator', 'audit', 'operators_see_all_of_the_audit',
+                'for select to pgrecall_operator using (true)')
         ) as listed (role, relation, name, what)
         where listed.role = any ('public'::text || v_roles)
             and not exists (

@@ -48,6 +48,7 @@ FUNCTIONS: dict[str, Row] = {
     "end_delivery": {"delivery_id": 1, "attempt": 1, "status": "delivered"},
     "finish": {"recall_id": "runs", "run_id": "the run", "outcome": "error", "retry": True},
     "free_session": {"session_id": "held", "holder": "chat"},
+    "get_audit": {"recall_id": "waits"},
     "get_deliveries": {},
     "get_holds": {},
     "get_report": {"run_id": "the run"},
@@ -71,6 +72,8 @@ FUNCTIONS: dict[str, Row] = {
     "pause_user": {"user_id": "ada", "reason": "an incident"},
     "register_worker": {"worker_id": "w1", "concurrency": 3},
     "give_up_lifelines": {"worker_id": "w1", "lifelines": "{1,2}"},
+    "purge": {},
+    "purge_history": {"session_id": "ended"},
     "release": {"worker_id": "w1", "run_ids": "{the run}"},
     "renew": {"worker_id": "w1"},
     "renew_hold": {"session_id": "held", "holder": "chat"},
@@ -192,6 +195,9 @@ INTERNAL = {
     "run_reports",
     "host_sessions",
     "pauses",
+    "audit",
+    "purges",
+    "unaudited",
 }
 
 #: A table of one row: no INSERT of any kind, and its CHECKs are tried in test_holds.py.
@@ -533,7 +539,10 @@ METHODS: dict[str, Row] = {
     "touch_session": {"session_id": "idle"},
     "report_run": {"run_id": 1, "reply": "Done."},
     "retry_delivery": {"delivery_id": 1},
+    "get_audit": {"recall_id": "waits"},
     "get_deliveries": {},
+    "purge": {},
+    "purge_history": {"session_id": "ended"},
     "list_recalls": {"is_admin": True},
     "get_pending_recalls": {"before": datetime(2030, 1, 1, tzinfo=UTC)},
     "free_session": {"session_id": "held", "holder": "chat"},
@@ -615,12 +624,14 @@ def test_a_connection_string_is_usable_or_refused(dsn: str) -> None:
 #: Arguments that make sense, by verb; the options are found in the program.
 VERBS: dict[str, list[str]] = {
     "adopt": ["pgrecall.session_messages"],  # it has no column status
+    "audit": ["waits"],
     "cancel": ["waits"],
     "deliveries": [],
     "free": ["idle"],
     "holds": [],
     "list": [],
     "pause": ["waits"],
+    "purge": ["--session", "ended", "--yes"],
     "reschedule": ["waits", "--in", "1h"],
     "resume": ["waits"],
     "retry": ["ended"],
