@@ -16,8 +16,10 @@ from pgrecall import schema
 
 #: Every routine: with whose rights it runs (a definer's, or its caller's), and who may call it. Trigger functions: nobody.
 ROUTINES = """
+_after_change_by_hand               definer  -
 _after_recall_delete                definer  -
 _after_session_limit_update         definer  -
+_after_session_owner_update         definer  -
 _after_settings_update              definer  -
 _after_user_message                 definer  -
 _agent_end                          invoker  -
@@ -29,15 +31,19 @@ _agent_zone                         invoker  -
 _announce_due                       definer  -
 _append_outcome                     invoker  -
 _assign                             invoker  -
+_audit                              invoker  -
+_audit_shown                        invoker  -
 _before_host_session_change         definer  -
 _before_recall_update               definer  -
 _before_recalls_truncate            definer  -
 _before_session_insert              definer  -
 _before_settings_removal            invoker  -
 _caller                             invoker  -
+_check_after_stop                   invoker  -
 _check_hold                         invoker  -
 _check_host_column                  invoker  -
 _check_host_table                   invoker  -
+_check_isolation                    invoker  -
 _check_lease                        invoker  -
 _check_pause                        invoker  -
 _cron_field                         invoker  everybody
@@ -48,6 +54,7 @@ _delivery_delay                     invoker  -
 _end_dead_worker                    definer  worker
 _end_lost_run                       invoker  -
 _end_occurrence                     invoker  -
+_ended_at                           invoker  -
 _expire_leases                      invoker  -
 _follow_host_session                definer  -
 _forget_reports                     invoker  -
@@ -63,20 +70,42 @@ _is_about_a_row                     invoker  -
 _is_held                            invoker  operator observer
 _is_open                            invoker  -
 _is_operator                        definer  -
+_is_paused                          invoker  -
+_is_right                           invoker  everybody
 _is_suspect                         invoker  -
 _let_go                             invoker  -
 _line_until                         invoker  -
 _lock_for_peek                      invoker  -
+_make_due                           invoker  -
+_make_way                           invoker  producer operator user
 _missing_recall                     invoker  producer operator user
 _missing_session                    definer  producer operator user
 _model_text                         invoker  -
 _next_occurrence                    invoker  producer operator user
+_pause                              invoker  -
+_pause_due                          invoker  -
+_pause_text                         invoker  -
+_paused_by                          invoker  -
+_purge_audit                        invoker  -
+_purge_deliveries                   invoker  -
+_purge_messages                     invoker  -
+_purge_recalls                      invoker  -
+_purge_runs                         invoker  -
 _queue_delivery                     invoker  -
 _record_deleted                     invoker  -
 _record_missed                      invoker  -
+_refuse_second_recall               invoker  producer operator user
 _refuse_status                      invoker  producer operator user
+_resume_paused                      invoker  -
 _retry_delay                        invoker  -
+_runs_again                         invoker  -
+_select_recalls                     invoker  -
+_set_pending                        invoker  -
+_skip_occurrence                    invoker  producer operator user
 _skip_put_off                       invoker  -
+_spread_pause                       invoker  -
+_stop                               invoker  -
+_stop_text                          invoker  -
 _take                               invoker  -
 _time_expression                    invoker  -
 _wanted_from                        invoker  -
@@ -89,6 +118,7 @@ agent_schedule_recall               definer  chat worker
 agent_skip_next_recall              definer  chat worker
 append_messages                     definer  chat worker
 cancel_recall                       invoker  producer operator user
+cancel_recalls                      definer  operator
 claim                               definer  worker
 claim_deliveries                    definer  worker
 clock                               invoker  everybody
@@ -99,6 +129,7 @@ default_message_template            invoker  everybody
 end_delivery                        definer  worker
 finish                              definer  worker
 free_session                        definer  chat operator
+get_audit                           definer  operator
 get_deliveries                      definer  operator
 get_holds                           definer  chat operator observer
 get_next_trigger_at                 invoker  producer operator observer user
@@ -120,19 +151,35 @@ new_id                              invoker  everybody
 occurrence_message_id               invoker  everybody
 pause_all                           definer  operator
 pause_recall                        definer  operator
+pause_recalls                       definer  operator
+pause_session                       definer  operator
+pause_user                          definer  operator
+purge                               definer  worker operator
+purge_history                       definer  operator
 register_worker                     definer  worker
 release                             definer  worker
 renew                               definer  worker
 renew_hold                          definer  chat
 report_run                          definer  worker
 reschedule                          invoker  producer operator user
+reschedule_recalls                  definer  operator
 resume_all                          definer  operator
 resume_recall                       definer  operator
+resume_recalls                      definer  operator
+resume_session                      definer  operator
+resume_user                         definer  operator
 retry_delivery                      definer  operator
+retry_recall                        definer  operator
+retry_recalls                       definer  operator
+run_now                             definer  operator
+run_recalls_now                     definer  operator
 schedule_recall                     invoker  producer operator user
 schema_version                      invoker  everybody
 skip_next_recall                    invoker  producer operator user
+skip_recalls                        definer  operator
 span_text                           invoker  everybody
+stop_run                            definer  operator
+stop_runs                           definer  operator
 time_text                           invoker  everybody
 time_zone_error                     invoker  everybody
 touch_session                       definer  chat
@@ -152,11 +199,13 @@ REQUEST = f"id session_id created_at deliver_to idempotency_key {CHANGE}"
 
 #: Every table, view and sequence: who may do what with which columns; a leading minus: with all but these.
 RELATIONS: dict[str, dict[str, dict[str, str]]] = {
+    "audit": {"select": {"operator": ALL, "observer": "- client_address old new"}},
     "armed_until": {"select": {"operator": ALL, "observer": ALL}},
     "deliveries": {"select": {"operator": ALL, "observer": "- url payload"}, "update": {"operator": "url"}},
     "host_sessions": {"select": {"operator": ALL, "observer": ALL}},
     "migrations": {"select": {"operator": ALL, "observer": ALL}},
     "pauses": {"select": {"operator": ALL, "observer": ALL}},
+    "purges": {"select": {"operator": ALL, "observer": ALL}},
     "recall_runs": {"select": {"operator": ALL, "user": ALL, "observer": "- reply"}},
     "run_ids": {"select": {"operator": ALL, "observer": ALL}},
     "run_reports": {"select": {"operator": ALL, "observer": "- reply error usage messages"}},
@@ -205,11 +254,12 @@ RELATIONS: dict[str, dict[str, dict[str, str]]] = {
         "delete": {"operator": ALL},
     },
     "settings": {"select": {"operator": ALL, "observer": ALL}, "update": {"operator": ALL}},
+    "unaudited": {"select": {"operator": ALL}},
     "workers": {"select": {"operator": ALL, "observer": ALL}},
 }
 
 #: Tables whose rows are hidden from whoever no policy is for.
-WITH_POLICIES = {"deliveries", "pauses", "recall_runs", "session_messages", "session_recalls", "sessions"}
+WITH_POLICIES = {"audit", "deliveries", "pauses", "recall_runs", "session_messages", "session_recalls", "sessions"}
 
 
 def listed() -> dict[str, tuple[str, frozenset[str]]]:
