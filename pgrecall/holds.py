@@ -203,8 +203,8 @@ class Line:
                     async for notify in connection.notifies():
                         kind, _, waiter_id = notify.payload.partition(" ")
                         with suppress(ValueError):  # from somebody else on the same channel
-                            if kind == "granted" and (event := self._by_id.get(int(waiter_id))) is not None:
-                                event.set()
+                            if kind == "granted" and int(waiter_id) in self._by_id:
+                                self._by_id[int(waiter_id)].set()
             except (psycopg.Error, RecallError) as error:
                 _not_heard(error)
             finally:

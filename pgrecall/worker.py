@@ -348,13 +348,16 @@ class Worker:
         elif kind == "stop":
             self._heard_of_stop(None if value == "all" else int(value))
         elif kind == "report":
-            run = self._runs.get(int(value))
-            if run is not None:
-                run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
+            self._heard_of_report(int(value))
         elif kind == "deliver":
             self._deliverer.heard(value)
         elif kind != "watch":
             raise ValueError(payload)
+
+    def _heard_of_report(self, run_id: int) -> None:
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
 
     def _heard_of_stop(self, run_id: int | None) -> None:
         """Somebody says that this run must stop, or (None) all."""

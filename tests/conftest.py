@@ -72,7 +72,9 @@ def _drop_databases(server: Server, run: str) -> None:
 
 def _group_roles(server: Server) -> set[str]:
     with psycopg.connect(server.dsn) as db:
-        found = db.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'pgrecall\\_%%' AND NOT rolcanlogin").fetchall()
+        found = db.execute(
+            "SELECT rolname FROM pg_roles WHERE rolname LIKE 'pgrecall\\_%%' AND NOT rolcanlogin"
+        ).fetchall()
     return {name for (name,) in found}
 
 

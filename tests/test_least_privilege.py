@@ -21,7 +21,7 @@ from workerprocess import worker_processes
 from workertools import Recorder, Sql, sql, until, working
 
 from pgrecall import CurrentRecall, PostgresSessionStore, RecallScheduler, SessionHeldError, tools
-from pgrecall.cli import cli
+from pgrecall.cli.app import cli
 from pgrecall.database import conninfo
 
 pytestmark = pytest.mark.anyio
@@ -88,6 +88,7 @@ async def test_a_worker_process_does_all_its_work_as_a_member_of_its_role(
             ]
             for one in made:
                 await db.ended(one)
+
             async def delivered() -> bool:
                 return await db("select status from pgrecall.deliveries") == ["delivered"]
 
@@ -205,6 +206,7 @@ async def test_a_run_that_is_cancelled_while_its_claim_is_answered_is_stopped(ds
             answer = await look(free)
             if any(one.run_id for one in answer):
                 await db("update pgrecall.session_recalls set status = 'cancelled'")
+
                 async def heard() -> bool:
                     return worker._early_stop_at > 0
 

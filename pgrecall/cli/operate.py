@@ -35,6 +35,10 @@ def migrate(target: Target, *, only_print: bool) -> None:
         target.server(with_schema=False) as dsn,
         psycopg.connect(database.conninfo(dsn), autocommit=True) as connection,
     ):
+        # The only notice of an installation: that it could not make the group roles.
+        connection.add_notice_handler(
+            lambda notice: click.echo(f"{notice.message_primary}. {notice.message_hint}", err=True)
+        )
         found = database.installed_schema_sync(connection)
         before = found.version if found else None
         applied = schema.install(connection)

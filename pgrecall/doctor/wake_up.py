@@ -98,7 +98,9 @@ def register(connection: Connection) -> Check:
     )
     armed, now = row["armed"], row["now"]
     if not row["is_readable"]:
-        return Check("register", "warn", "not allowed to read it", "Ask as a member of pgrecall_operator or pgrecall_observer.")
+        return Check(
+            "register", "warn", "not allowed to read it", "Ask as a member of pgrecall_operator or pgrecall_observer."
+        )
     if armed is None:
         return Check("register", "ok", "no worker has written it yet, so every recall is announced")
     if armed >= NOTHING_WAITS:

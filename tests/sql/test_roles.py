@@ -1,4 +1,4 @@
-"""Who may do what: every routine, column and sequence is tried as every role, with a login that is only in that role."""
+"""Who may do what: every routine, column and sequence is tried as every role, by a login that is only in that one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from psycopg import sql
 from roletools import ROLES, connections, dsn_of, logins, must_make_roles
 from servers import Server, ServerUnavailable, old_server, with_database
-from sqltools import NOW, Doing, add, add_session, call_one, claim, claim_one, finish, row, rows, value
+from sqltools import NOW, Doing, Row, add, add_session, call_one, claim, claim_one, finish, row, rows, value
 
 from pgrecall import schema
 
-#: Every routine: with whose rights it runs (a definer's, or its caller's), and who may call it. Trigger functions: nobody.
+#: Every routine: with whose rights it runs (a definer's, or its caller's), and who may call it.
 ROUTINES = """
 _after_change_by_hand               definer  -
 _after_recall_delete                definer  -
@@ -191,8 +191,8 @@ watch                               invoker  worker
 
 ALL = "*"
 CHANGE = (
-    "call_type trigger_at interval_seconds internal_comment additional_context_message status updated_at cron time_zone "
-    "end_at max_attempts timeout_seconds idle_for_seconds max_defer_seconds on_max_defer on_interrupt "
+    "call_type trigger_at interval_seconds internal_comment additional_context_message status updated_at cron "
+    "time_zone end_at max_attempts timeout_seconds idle_for_seconds max_defer_seconds on_max_defer on_interrupt "
     "pause_after_failures metadata"
 )
 REQUEST = f"id session_id created_at deliver_to idempotency_key {CHANGE}"
@@ -308,7 +308,8 @@ def test_every_routine_can_be_called_by_those_who_should_and_by_nobody_else(
     with psycopg.connect(database) as db:
         routines = rows(
             db,
-            """select p.proname, p.prokind::text as kind, p.prorettype = 'trigger'::regtype or p.proisstrict as is_never_called,
+            """select p.proname, p.prokind::text as kind,
+                p.prorettype = 'trigger'::regtype or p.proisstrict as is_never_called,
                 p.oid::regprocedure::text as signature,
                 array(select format_type(t.oid, null) from unnest(p.proargtypes) with ordinality as a (oid, place)
                     join pg_type as t on t.oid = a.oid order by a.place) as types
@@ -319,7 +320,7 @@ def test_every_routine_can_be_called_by_those_who_should_and_by_nobody_else(
     for one in routines:
         if one["is_never_called"]:
             # As a trigger, but the right would let somebody make one of it; or strict, and not called with nulls.
-            allowed = {
+            callers = {
                 role
                 for role, connection in as_role.items()
                 if value(
@@ -333,9 +334,9 @@ def test_every_routine_can_be_called_by_those_who_should_and_by_nobody_else(
             arguments = ", ".join(f"null::{kind}" for kind in one["types"])
             verb = "call" if one["kind"] == "p" else "select"
             statement = f"{verb} pgrecall.{one['proname']}({arguments})"
-            allowed = {role for role, connection in as_role.items() if not is_denied(connection, statement)}
-        if allowed != expected[one["proname"]][1]:
-            wrong.append((one["proname"], sorted(allowed), sorted(expected[one["proname"]][1])))
+            callers = {role for role, connection in as_role.items() if not is_denied(connection, statement)}
+        if callers != expected[one["proname"]][1]:
+            wrong.append((one["proname"], sorted(callers), sorted(expected[one["proname"]][1])))
     assert wrong == []
 
 
@@ -344,6 +345,43 @@ def test_routines_run_with_the_rights_that_the_table_says(db: psycopg.Connection
     assert {one["proname"]: "definer" if one["prosecdef"] else "invoker" for one in found} == {
         name: rights for name, (rights, _) in listed().items()
     }
+
+
+def attempts(relation: str, columns: list[Row]) -> dict[tuple[str, str], str]:
+    """A statement for each right that somebody may have on a relation and its columns."""
+    place = f"pgrecall.{relation}"
+    tried = {("select", one["attname"]): f"select {one['attname']} from {place} limit 0" for one in columns}
+    if columns[0]["kind"] == "r":
+        for one in columns:
+            name, null = one["attname"], f"null::{one['type']}"
+            if not one["is_generated"]:
+                tried["insert", name] = f"insert into {place} ({name}) select {null} where false"
+                tried["update", name] = f"update {place} set {name} = {null} where false"
+        tried["delete", ALL] = f"delete from {place} where false"
+        # Whoever can lock a table can stop all work.
+        tried["lock", ALL] = f"lock table {place} in exclusive mode"
+        tried["truncate", ALL] = f"truncate {place}"
+    elif columns[0]["kind"] == "S":
+        tried["nextval", ALL] = f"select nextval('{place}')"
+        tried["setval", ALL] = f"select setval('{place}', 1)"
+    return tried
+
+
+def allowed(relation: str, role: str, columns: list[Row]) -> set[tuple[str, str]]:
+    """Which of the attempts succeed."""
+    names = [one["attname"] for one in columns]
+    rights = {privilege: given.get(role) for privilege, given in RELATIONS[relation].items()}
+    found = {
+        (privilege, name)
+        for privilege, given in rights.items()
+        if privilege != "delete"
+        for name in columns_of(given, names)
+    }
+    if rights.get("delete"):
+        found.add(("delete", ALL))
+    if ALL in (rights.get("delete"), rights.get("update")):
+        found.add(("lock", ALL))
+    return found
 
 
 def test_every_column_can_be_used_by_those_who_should_and_by_nobody_else(
@@ -360,44 +398,15 @@ def test_every_column_can_be_used_by_those_who_should_and_by_nobody_else(
                     where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'i' and c.relkind = 'S')
             order by c.relname, a.attnum""",
         )
-    relations = {one["relname"]: one["kind"] for one in found}
+    relations = {one["relname"]: [column for column in found if column["relname"] == one["relname"]] for one in found}
     assert set(relations) == set(RELATIONS), "place each table, view and sequence in RELATIONS and in grant_roles()"
-    wrong = []
-    for relation, kind in relations.items():
-        columns = [one for one in found if one["relname"] == relation]
-        names = [one["attname"] for one in columns]
-        for role, connection in as_role.items():
-            may = {
-                privilege: columns_of(RELATIONS[relation].get(privilege, {}).get(role), names)
-                for privilege in ("select", "insert", "update", "delete")
-            }
-            tried: dict[tuple[str, str], str] = {}
-            for one in columns:
-                name = one["attname"]
-                tried["select", name] = f"select {name} from pgrecall.{relation} limit 0"
-                if kind == "r" and not one["is_generated"]:
-                    null = f"null::{one['type']}"
-                    tried["insert", name] = f"insert into pgrecall.{relation} ({name}) select {null} where false"
-                    tried["update", name] = f"update pgrecall.{relation} set {name} = {null} where false"
-            for (privilege, name), statement in tried.items():
-                if is_denied(connection, statement) == (name in may[privilege]):
-                    wrong.append((role, relation, privilege, name))
-            if kind == "r":
-                # Whoever can lock a table can stop all work.
-                if is_denied(connection, f"lock table pgrecall.{relation} in exclusive mode") == bool(
-                    may["delete"] or relation == "settings" and may["update"]
-                ):
-                    wrong.append((role, relation, "lock", ALL))
-                if is_denied(connection, f"delete from pgrecall.{relation} where false") == bool(may["delete"]):
-                    wrong.append((role, relation, "delete", ALL))
-                if not is_denied(connection, f"truncate pgrecall.{relation}"):
-                    wrong.append((role, relation, "truncate", ALL))
-            if kind == "S":
-                wrong += [
-                    (role, relation, statement, ALL)
-                    for statement in (f"select nextval('pgrecall.{relation}')", f"select setval('pgrecall.{relation}', 1)")
-                    if not is_denied(connection, statement)
-                ]
+    wrong = [
+        (role, relation, *right)
+        for relation, columns in relations.items()
+        for role, connection in as_role.items()
+        for right, statement in attempts(relation, columns).items()
+        if is_denied(connection, statement) == (right in allowed(relation, role, columns))
+    ]
     assert wrong == []
 
 
@@ -492,10 +501,12 @@ def test_a_chat_holds_and_talks_and_frees_only_what_it_names(
     db.execute("insert into pgrecall.sessions (id, user_id) values ('s1', 'ann') on conflict (id) do nothing")
     assert call_one(db, "hold_session", session_id="s1", holder="me")["held"]
     db.execute("insert into pgrecall.session_messages (session_id, role, content) values ('s1', 'user', 'Hello.')")
-    assert value(db, "select pgrecall.append_messages('s1', '[{\"role\": \"assistant\", \"content\": \"Hi.\"}]')") == 1
+    assert value(db, 'select pgrecall.append_messages(\'s1\', \'[{"role": "assistant", "content": "Hi."}]\')') == 1
     assert value(db, "select count(*) from pgrecall.session_messages") == 2
     assert value(db, "select result ->> 'result' from pgrecall.agent_list_recalls('s1') as result") is None
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="only an operator frees a session without") as caught:
+    with pytest.raises(
+        psycopg.errors.InsufficientPrivilege, match="only an operator frees a session without"
+    ) as caught:
         db.execute("select pgrecall.free_session('s1')")
     assert caught.value.diag.message_hint == "Give the holder, or ask a member of pgrecall_operator."
     assert value(as_role["operator"], "select pgrecall.free_session('s1')")
@@ -575,7 +586,7 @@ def test_what_a_superuser_adds_belongs_to_the_owner_of_the_schema(empty_database
             select proname::text from pg_proc
             where pronamespace = 'pgrecall'::regnamespace and proowner <> %(owner)s::regrole""".replace(
                 "%(owner)s", f"'{owner.as_string(admin)}'"
-            ),  # type: ignore[arg-type]
+            ),
         )
         assert strangers == []
         with psycopg.connect(dsns["owner"], autocommit=True) as db:
@@ -667,8 +678,11 @@ def test_installs_into_several_databases_at_once_share_the_roles(places: list[st
     for dsn in places:
         assert group_roles(dsn) == len(ROLES)
         with psycopg.connect(dsn) as db:
-            assert value(db, "select has_function_privilege('pgrecall_worker', oid, 'execute') from pg_proc "
-                "where proname = 'claim' and pronamespace = 'pgrecall'::regnamespace")
+            assert value(
+                db,
+                "select has_function_privilege('pgrecall_worker', oid, 'execute') from pg_proc "
+                "where proname = 'claim' and pronamespace = 'pgrecall'::regnamespace",
+            )
 
 
 def test_dropping_the_schema_everywhere_lets_the_roles_be_dropped(places: list[str]) -> None:

@@ -24,7 +24,9 @@ def owner(database: str) -> Iterator[psycopg.Connection]:
         add(db, "of bob", PAST, id="done of bob", additional_context_message="a secret of bob")
         finish(db, claim_one(db), reply="a secret of bob", append_reply=True)
         add(db, "of bob", NOW, id="next of bob", additional_context_message="a secret of bob", idempotency_key="k")
-        db.execute("insert into pgrecall.pauses (user_id, paused_at, reason) values ('carl', now(), 'a secret of carl')")
+        db.execute(
+            "insert into pgrecall.pauses (user_id, paused_at, reason) values ('carl', now(), 'a secret of carl')"
+        )
         yield db
 
 
@@ -55,8 +57,17 @@ def error(db: psycopg.Connection, statement: LiteralString, *arguments: object) 
         db.execute(statement, arguments)
     diag = caught.value.diag
     said = [
-        diag.sqlstate, diag.message_primary, diag.message_detail, diag.message_hint, diag.context, diag.constraint_name,
-        diag.table_name, diag.column_name, diag.schema_name, diag.datatype_name, diag.internal_query,
+        diag.sqlstate,
+        diag.message_primary,
+        diag.message_detail,
+        diag.message_hint,
+        diag.context,
+        diag.constraint_name,
+        diag.table_name,
+        diag.column_name,
+        diag.schema_name,
+        diag.datatype_name,
+        diag.internal_query,
     ]
     texts = [str(argument) for argument in arguments]
 
@@ -111,7 +122,7 @@ def test_claims_that_are_no_json_are_an_error_and_no_user(opened: dict[str, psyc
 def test_without_a_user_nothing_is_seen_or_written(opened: dict[str, psycopg.Connection]) -> None:
     db = opened["user"]
     for place in ("sessions", "session_recalls", "session_messages", "recall_runs"):
-        assert value(db, f"select count(*) from (select 1 from pgrecall.{place}) as seen") == 0  # type: ignore[arg-type]
+        assert value(db, f"select count(*) from (select 1 from pgrecall.{place}) as seen") == 0
     assert error(db, SCHEDULE, "of ann")[0] == "PR002"
     db.execute("update pgrecall.session_recalls set status = 'cancelled'")
     db.execute("set pgrecall.user_id = 'bob'")
@@ -138,8 +149,13 @@ INSERT: LiteralString = (
 def test_a_user_sees_and_changes_what_is_theirs(owner: psycopg.Connection, ann: psycopg.Connection) -> None:
     assert [one["id"] for one in rows(ann, "select id from pgrecall.sessions")] == ["of ann"]
     made = call_one(
-        ann, "schedule_recall", session_id="of ann", additional_context_message="x", interval_seconds=60,
-        trigger_at=NOW, idempotency_key="k",
+        ann,
+        "schedule_recall",
+        session_id="of ann",
+        additional_context_message="x",
+        interval_seconds=60,
+        trigger_at=NOW,
+        idempotency_key="k",
     )
     again = call_one(ann, "schedule_recall", session_id="of ann", additional_context_message="x", idempotency_key="k")
     assert again["id"] == made["id"]
@@ -147,7 +163,11 @@ def test_a_user_sees_and_changes_what_is_theirs(owner: psycopg.Connection, ann: 
     assert value(ann, "select pgrecall.skip_next_recall('of ann')")
     assert call_one(ann, "get_recall", recall_id=made["id"])["trigger_at"] > NOW + HOUR
     (skipped,) = call(ann, "get_runs", recall_id=made["id"])
-    assert (skipped["outcome"], skipped["reason"], skipped["nominal_at"]) == ("skipped", "skipped by request", NOW + HOUR)
+    assert (skipped["outcome"], skipped["reason"], skipped["nominal_at"]) == (
+        "skipped",
+        "skipped by request",
+        NOW + HOUR,
+    )
     assert [one["id"] for one in call(ann, "list_recalls", is_admin=True)] == [made["id"]]
     assert call_one(ann, "mark_cancelled", recall_id=made["id"])["status"] == "cancelled"
     with ann.cursor() as cursor:
@@ -170,7 +190,8 @@ def test_a_user_reads_what_was_said_but_not_what_only_the_model_is_told(
     add(owner, "of ann", PAST, additional_context_message="Call Mum.")
     finish(owner, claim_one(owner), reply="Done.", append_reply=True)
     owner.execute(
-        "insert into pgrecall.session_messages (session_id, role, content, in_history) values ('of ann', 'system', 'hush', false)"
+        "insert into pgrecall.session_messages (session_id, role, content, in_history) "
+        "values ('of ann', 'system', 'hush', false)"
     )
     said = [one["content"] for one in rows(ann, "select content from pgrecall.session_messages order by position")]
     assert said == ["[Scheduled recall] Call Mum.", "Done."]
@@ -214,12 +235,14 @@ FORBIDDEN: list[LiteralString] = [
     "update pgrecall.session_recalls set run_id = 1",
     "update pgrecall.session_recalls set scheduled_by = current_user",
     "update pgrecall.sessions set user_id = 'ann'",
-    "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann') on conflict (id) do update set user_id = 'ann'",
+    "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann') on conflict (id) do update "
+    "set user_id = 'ann'",
     "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann')",
     "delete from pgrecall.sessions",
     "delete from pgrecall.session_recalls",
     "insert into pgrecall.session_messages (session_id, role, content) values ('of bob', 'user', 'x')",
-    "insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, outcome) values ('x', 'of ann', now(), 'success')",
+    "insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, outcome) "
+    "values ('x', 'of ann', now(), 'success')",
     "select * from pgrecall.deliveries",
     "select * from pgrecall.pauses",
     "select * from pgrecall.workers",
@@ -261,16 +284,16 @@ def test_switching_row_level_security_off_is_an_error_and_shows_nothing(ann: psy
 
 
 @pytest.mark.parametrize("statement", [SCHEDULE, INSERT])
-def test_another_users_session_looks_like_one_that_is_not_there(ann: psycopg.Connection, statement: LiteralString) -> None:
+def test_another_users_session_looks_like_one_that_is_not_there(
+    ann: psycopg.Connection, statement: LiteralString
+) -> None:
     theirs = error(ann, statement, "of bob")
     assert theirs == error(ann, statement, "of bob too") == error(ann, statement, "not there")
     assert theirs[0] == ("PR002" if statement is SCHEDULE else "42501")
 
 
 def test_an_idempotency_key_of_another_user_is_no_answer(ann: psycopg.Connection) -> None:
-    with_key: LiteralString = (
-        "select * from pgrecall.schedule_recall(session_id => %s, additional_context_message => 'x', idempotency_key => 'k')"
-    )
+    with_key: LiteralString = "select * from pgrecall.schedule_recall(%s, 'x', idempotency_key => 'k')"
     assert error(ann, with_key, "of bob") == error(ann, with_key, "not there")
 
 
@@ -283,7 +306,9 @@ def test_an_idempotency_key_of_another_user_is_no_answer(ann: psycopg.Connection
         "select * from pgrecall._refuse_status(%s, 'moved')",
     ],
 )
-def test_another_users_recall_looks_like_one_that_is_not_there(ann: psycopg.Connection, statement: LiteralString) -> None:
+def test_another_users_recall_looks_like_one_that_is_not_there(
+    ann: psycopg.Connection, statement: LiteralString
+) -> None:
     theirs = error(ann, statement, "next of bob")
     assert theirs == error(ann, statement, "done of bob") == error(ann, statement, "not there")
     assert theirs[0] == "PR003"
@@ -344,11 +369,15 @@ def test_a_function_that_leaks_sees_only_own_rows(owner: psycopg.Connection, ann
         "additional_context_message operator(pg_temp.===) 'x'",
         "1 / (length(additional_context_message) - 15) = 0",
     ):
-        assert len(rows(ann, sql.SQL("select id from pgrecall.session_recalls where {}").format(sql.SQL(condition)))) <= 1  # type: ignore[arg-type]
+        assert (
+            len(rows(ann, sql.SQL("select id from pgrecall.session_recalls where {}").format(sql.SQL(condition)))) <= 1
+        )
     plan = rows(ann, "explain (analyze, verbose) select * from pgrecall.session_recalls where pg_temp.leak(id)")
     assert "secret" not in str(plan)
     ann.execute("select count(*) from pgrecall.session_messages where pg_temp.leak(content)")
-    ann.execute("update pgrecall.session_recalls set internal_comment = 'x' where pg_temp.leak(additional_context_message)")
+    ann.execute(
+        "update pgrecall.session_recalls set internal_comment = 'x' where pg_temp.leak(additional_context_message)"
+    )
     assert len(heard) >= 3
     assert [text for text in heard if "bob" in text] == []
 
@@ -357,7 +386,7 @@ def test_statistics_are_hidden(owner: psycopg.Connection, ann: psycopg.Connectio
     owner.execute("analyze pgrecall.session_recalls, pgrecall.sessions, pgrecall.session_messages")
     assert value(owner, "select count(*) from pg_stats where schemaname = 'pgrecall' and tablename = 'sessions'") > 0
     hidden = "('session_recalls', 'sessions', 'session_messages', 'recall_runs')"
-    assert rows(ann, f"select * from pg_stats where schemaname = 'pgrecall' and tablename in {hidden}") == []  # type: ignore[arg-type]
+    assert rows(ann, f"select * from pg_stats where schemaname = 'pgrecall' and tablename in {hidden}") == []
     assert error(ann, "select * from pg_statistic")[0] == "42501"
 
 
@@ -403,14 +432,17 @@ def test_whoever_sends_sql_chooses_the_user_unless_the_owner_ties_it_to_the_logi
     ann.execute("set pgrecall.user_id = 'bob'")
     assert value(ann, "select count(*) from pgrecall.session_recalls") == 2
     owner.execute(
-        "create policy a_login_is_its_user on pgrecall.sessions as restrictive to pgrecall_user using (user_id = session_user)"
+        "create policy a_login_is_its_user on pgrecall.sessions as restrictive to pgrecall_user "
+        "using (user_id = session_user)"
     )
     assert value(ann, "select count(*) from pgrecall.session_recalls") == 0
     assert value(ann, "select count(*) from pgrecall.recall_runs") == 0
     assert error(ann, SCHEDULE, "of bob") == error(ann, SCHEDULE, "not there")
     owner.execute("update pgrecall.sessions set user_id = %s where id = 'of ann'", [ann.info.user])
     ann.execute("select set_config('pgrecall.user_id', session_user, false)")
-    assert call_one(ann, "schedule_recall", session_id="of ann", additional_context_message="x")["session_id"] == "of ann"
+    assert (
+        call_one(ann, "schedule_recall", session_id="of ann", additional_context_message="x")["session_id"] == "of ann"
+    )
 
 
 def test_sessions_of_the_host_belong_to_the_hosts_users(owner: psycopg.Connection, ann: psycopg.Connection) -> None:
@@ -441,7 +473,7 @@ def test_what_a_user_sees_is_found_by_an_index(owner: psycopg.Connection, ann: p
         "select * from pgrecall.session_recalls where session_id = 's7001'",
         "update pgrecall.session_recalls set internal_comment = 'x' where session_id = 's7001'",
     ):
-        plan = value(ann, f"explain (format json) {statement}")  # type: ignore[arg-type]
+        plan = value(ann, f"explain (format json) {statement}")
         assert not any(node["Node Type"] == "Seq Scan" for node in nodes(plan[0]["Plan"])), plan
 
 
@@ -466,8 +498,14 @@ def test_a_producer_schedules_in_every_way_and_sees_its_own(
     made = row(db, INSERT, "p1")
     assert made["scheduled_by"] == db.info.user
     made = call_one(db, "schedule_recall", session_id="p2", additional_context_message="x", idempotency_key="k")
-    again = call_one(db, "schedule_recall", session_id="p2", additional_context_message="x", idempotency_key="k")
-    assert again == made
+    same = call_one(db, "schedule_recall", session_id="p2", additional_context_message="x", idempotency_key="k")
+    assert same == made
+    kept = call_one(db, "schedule_recall", session_id="p2", additional_context_message="y", if_exists="keep")
+    assert kept == made
+    newer = call_one(db, "schedule_recall", session_id="p2", additional_context_message="y", if_exists="replace")
+    was = call_one(db, "get_recall", recall_id=made["id"])
+    assert (was["status"], was["last_error"]) == ("cancelled", f"replaced by recall {newer['id']}")
+    made = newer
     db.execute(
         """insert into pgrecall.session_recalls (session_id, additional_context_message, status, created_at, updated_at)
         values ('p1', 'x', 'fired', now(), now()), ('p2', 'x', 'fired', now(), now()) on conflict do nothing"""
@@ -484,13 +522,15 @@ def test_a_producer_schedules_in_every_way_and_sees_its_own(
         )
     assert call_one(db, "reschedule", recall_id=made["id"], new_trigger_at=NOW)["trigger_at"] == NOW
     assert value(db, "select pgrecall.cancel_recall('p2')")
-    assert len(rows(db, "select * from pgrecall.session_recalls")) == 5
-    assert len(call(db, "list_recalls", is_admin=True)) == 5
+    assert len(rows(db, "select * from pgrecall.session_recalls")) == 6
+    assert len(call(db, "list_recalls", is_admin=True)) == 6
     assert rows(opened["other"], "select * from pgrecall.session_recalls") == []
     assert rows(opened["other"], "select id from pgrecall.sessions") == []
 
 
-@pytest.mark.parametrize("statement", [one for one in READS if "get_runs" not in one and "recall_runs" not in one and "messages" not in one])
+@pytest.mark.parametrize(
+    "statement", [one for one in READS if "get_runs" not in one and "recall_runs" not in one and "messages" not in one]
+)
 def test_a_producer_reads_and_changes_nothing_of_others_by(
     owner: psycopg.Connection, opened: dict[str, psycopg.Connection], statement: LiteralString
 ) -> None:
@@ -506,11 +546,15 @@ def test_a_producer_reads_and_changes_nothing_of_others_by(
         "select * from pgrecall.recall_runs",
         "select content from pgrecall.session_messages",
         "select * from pgrecall.get_runs('done of bob')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) values ('of bob too', 'x', 'https://evil.example/')",
+        "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) "
+        "values ('of bob too', 'x', 'https://evil.example/')",
         "select pgrecall.schedule_recall('of bob too', 'x', deliver_to => 'https://evil.example/')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, scheduled_by) values ('of bob too', 'x', 'other')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, created_by) values ('of bob too', 'x', 'agent')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, not_before) values ('of bob too', 'x', now())",
+        "insert into pgrecall.session_recalls (session_id, additional_context_message, scheduled_by) "
+        "values ('of bob too', 'x', 'other')",
+        "insert into pgrecall.session_recalls (session_id, additional_context_message, created_by) "
+        "values ('of bob too', 'x', 'agent')",
+        "insert into pgrecall.session_recalls (session_id, additional_context_message, not_before) "
+        "values ('of bob too', 'x', now())",
         "insert into pgrecall.sessions (id, deliver_to) values ('p3', 'https://evil.example/')",
         "insert into pgrecall.sessions (id, made_by) values ('p3', 'other')",
     ],
@@ -518,7 +562,10 @@ def test_a_producer_reads_and_changes_nothing_of_others_by(
 def test_a_producer_is_refused(
     owner: psycopg.Connection, opened: dict[str, psycopg.Connection], statement: LiteralString
 ) -> None:
-    if statement.startswith("insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann')") and "conflict" not in statement:
+    if (
+        statement.startswith("insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann')")
+        and "conflict" not in statement
+    ):
         pytest.skip("a producer makes sessions; this one is there already")
     assert error(opened["producer"], statement)[0] in ("42501", "0A000")
 
@@ -539,6 +586,31 @@ def test_a_key_that_another_producer_has_used_gives_nothing_away(opened: dict[st
     )
     assert "secret" not in str(said)
     assert said[2] in (None, "of bob")
+
+
+@pytest.mark.parametrize("if_exists", ["keep", "replace"])
+def test_a_recall_of_another_producer_is_neither_kept_nor_replaced(
+    owner: psycopg.Connection, opened: dict[str, psycopg.Connection], if_exists: str
+) -> None:
+    before = rows(owner, "select * from pgrecall.session_recalls")
+    said = error(
+        opened["producer"],
+        "select pgrecall.schedule_recall('of bob', 'x', if_exists => %s)",
+        if_exists,
+    )
+    assert said[0] == "PR001"
+    assert "secret" not in str(said)
+    assert rows(owner, "select * from pgrecall.session_recalls") == before
+
+
+@pytest.mark.parametrize("if_exists", ["raise", "keep", "replace"])
+def test_another_users_session_looks_like_none_whatever_is_to_become_of_its_recall(
+    ann: psycopg.Connection, if_exists: str
+) -> None:
+    statement: LiteralString = "select * from pgrecall.schedule_recall(%s, 'x', if_exists => %s)"
+    theirs = error(ann, statement, "of bob", if_exists)
+    assert theirs == error(ann, statement, "of bob too", if_exists) == error(ann, statement, "not there", if_exists)
+    assert theirs[0] == "PR002"
 
 
 def test_whoever_is_user_and_producer_is_narrowed_as_a_user(opened: dict[str, psycopg.Connection]) -> None:
@@ -562,7 +634,9 @@ def test_forging_a_skip_records_the_move_of_ones_own_recall_only(
     assert rows(owner, "select * from pgrecall.recall_runs where outcome = 'skipped'") == []
     db.execute("select set_config('pgrecall.skips', %s, false)", [made])
     db.execute("update pgrecall.session_recalls set trigger_at = trigger_at + interval '1 hour'")
-    assert [one["recall_id"] for one in rows(owner, "select * from pgrecall.recall_runs where outcome = 'skipped'")] == [made]
+    assert [
+        one["recall_id"] for one in rows(owner, "select * from pgrecall.recall_runs where outcome = 'skipped'")
+    ] == [made]
 
 
 def test_functions_that_run_with_the_owners_rights_use_nothing_of_the_callers(
@@ -572,11 +646,22 @@ def test_functions_that_run_with_the_owners_rights_use_nothing_of_the_callers(
     with logins(database, chat="chat") as dsns, psycopg.connect(dsns["chat"], autocommit=True) as db:
         owner.execute(sql.SQL("create schema evil authorization {}").format(sql.Identifier(db.info.user)))
         db.execute("set search_path = evil, pg_temp, pg_catalog")
-        for name in ("now()", "clock_timestamp()", "length(text)", "coalesce_it(text)", "format(text)", "left(text, integer)"):
-            db.execute(f"create function evil.{name} returns text language plpgsql as 'begin raise ''evil''; end'".encode())
+        for name in (
+            "now()",
+            "clock_timestamp()",
+            "length(text)",
+            "coalesce_it(text)",
+            "format(text)",
+            "left(text, integer)",
+        ):
+            db.execute(
+                f"create function evil.{name} returns text language plpgsql as 'begin raise ''evil''; end'".encode()
+            )
         for place in ("sessions", "session_recalls", "pg_roles", "pg_namespace", "pg_class"):
             db.execute(f"create temp table {place} (id text)".encode())
-        db.execute("create function evil.eq(text, text) returns boolean language plpgsql as 'begin raise ''evil''; end'")
+        db.execute(
+            "create function evil.eq(text, text) returns boolean language plpgsql as 'begin raise ''evil''; end'"
+        )
         db.execute("create operator evil.= (leftarg = text, rightarg = text, function = evil.eq)")
         assert value(db, "select held from pgrecall.hold_session('of ann', 'me')")
         assert value(db, "select pgrecall.free_session('of ann', 'me')")
