@@ -266,6 +266,23 @@ def test_what_could_mean_two_things_changes_nothing(run: Run, db: psycopg.Connec
     assert db.execute("select * from pgrecall.pauses").fetchall() == []
 
 
+# What it looks like
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_ids_and_times_are_whole_at_usual_widths(
+    run: Run, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    recall_id = "01a207f9-e561-7a67-bb8f-deb1ab174884"
+    db.execute("insert into pgrecall.sessions (id) values ('support-4711')")
+    cron = {"call_type": "recurring", "cron": "0 9 * * mon-fri", "time_zone": "America/Argentina/Buenos_Aires"}
+    add(db, recall_id, "support-4711", additional_context_message="word " * 40, **cron)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = run("list").stdout
+    assert all(word in shown for word in (recall_id, "support-4711", "2031-01-01 00:00:00+00", "pending"))
+    assert max(map(len, shown.splitlines())) <= columns
+
+
 # Many
 
 
