@@ -25,8 +25,9 @@ or --embedded DIR for a private server. These options may stand before or
 after the verb.
 
 \b
-Times: --at takes ISO 8601 with a zone, 2027-01-31T09:00:00+01:00; --in and
---every take 90s, 2h30m, 1d, 2w. --in counts from the database's clock.
+Times: --at takes ISO 8601 with a zone, 2027-01-31T09:00:00+01:00; --in, --for,
+--by and --every take 90s, 2h30m, 1d, 2w. --in and --for count from the
+database's clock.
 
 \b
 Exit codes:
@@ -56,7 +57,7 @@ def exclusive(options: dict[str, object], *, one_needed: bool = False) -> None:
     if len(given) > 1:
         raise WrongUsage(f"{' and '.join(given)} exclude each other", hint="Say which one is meant.")
     if one_needed and not given:
-        raise WrongUsage(f"one of {' and '.join(options)} is needed", hint="")
+        raise WrongUsage(f"one of {', '.join(list(options)[:-1])} and {list(options)[-1]} is needed", hint="")
 
 
 class Verb(click.Command):

@@ -25,33 +25,40 @@ STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "fail
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
 CHECK_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _MANY_PAUSES = 5
+_WIDE = 100  # columns: the id, a session, the status and the time side by side
 _LATE = timedelta(seconds=5)  # a worker starts a due recall within milliseconds
 _BAD_OUTCOMES = ("error", "timeout", "lost")
 
 
 def print_recalls(recalls: list[Recall], now: datetime) -> None:
-    """Two lines for each recall, so that its whole id, to be copied, and its message fit into 100 columns."""
+    """Two lines for each recall: its whole id, to be copied, and its message; the session beside them if it fits."""
     console = _console()
-    rows = [
-        (
-            Text("\n").join([_line(recall.id), _line(recall.additional_context_message, "dim")]),
-            _line(recall.session_id),
-            Text("\n").join([Text(recall.status, STATUS_STYLES[recall.status]), _line(_schedule_of(recall), "dim")]),
-            Text("\n").join([Text(local(recall.trigger_at)), _distance(recall, now)]),
-        )
-        for recall in recalls
-    ]
-    session, status, when = (
-        max(len(line) for row in rows for line in [name, *row[column].plain.splitlines()])
-        for column, name in ((1, "session"), (2, "status"), (3, "trigger_at"))
+    is_wide = console.width >= _WIDE
+    rows = []
+    for recall in recalls:
+        said = recall.additional_context_message
+        message = _line(said if is_wide else f"{recall.session_id}: {said}", "dim")
+        status = [Text(recall.status, STATUS_STYLES[recall.status]), _line(_schedule_of(recall), "dim")]
+        when = [Text(local(recall.trigger_at)), _distance(recall, now)]
+        cells = [Text("\n").join([_line(recall.id), message]), Text("\n").join(status), Text("\n").join(when)]
+        rows.append([cells[0], _line(recall.session_id), *cells[1:]] if is_wide else cells)
+    names = (
+        ["recall, message", "session", "status", "trigger_at"]
+        if is_wide
+        else ["recall, session", "status", "trigger_at"]
     )
-    session, status = min(session, 20), min(status, 16)  # with the id and the time: 100 columns
+    *between, when_width = (
+        max(len(line) for row in rows for line in [name, *row[column].plain.splitlines()])
+        for column, name in enumerate(names[1:], 1)
+    )
+    between = [min(width, most) for width, most in zip(between, (20, 16) if is_wide else (18,), strict=True)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    first = max(36, console.width - session - status - when - 6)
-    table.add_column("recall, message", max_width=first, no_wrap=True, overflow="ellipsis")
-    table.add_column("session", width=session, overflow="fold")
-    table.add_column("status", width=status, no_wrap=True, overflow="ellipsis")
-    table.add_column("trigger_at", width=when, justify="right", no_wrap=True)
+    first = max(36, console.width - sum(between) - when_width - 2 * len(names) + 2)
+    table.add_column(names[0], max_width=first, no_wrap=True, overflow="ellipsis")
+    if is_wide:
+        table.add_column(names[1], width=between[0], overflow="fold")
+    table.add_column("status", width=between[-1], no_wrap=True, overflow="ellipsis")
+    table.add_column("trigger_at", width=when_width, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)

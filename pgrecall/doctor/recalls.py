@@ -87,12 +87,19 @@ def pauses(connection: Connection) -> Check:
     row = one(
         connection,
         """
+        with of_some as (
+            select pause.session_id, pause.user_id
+            from pgrecall.pauses as pause
+            where coalesce(pause.paused_until, 'infinity') > pgrecall.clock()
+        )
         select
             coalesce(all_of.paused_at <= clock.now and coalesce(all_of.paused_until, 'infinity') > clock.now, false)
                 as is_all,
             clock.now - all_of.paused_at as since,
             all_of.paused_until - clock.now as left,
             all_of.pause_reason as reason,
+            (select count(*) from of_some where of_some.session_id is not null) as sessions,
+            (select count(*) from of_some where of_some.user_id is not null) as users,
             single.number,
             single.first_id,
             single.first_reason
@@ -120,9 +127,14 @@ def pauses(connection: Connection) -> Check:
             f"everything is paused, since {span(row['since'])}, {end}{reason}",
             "No worker starts a run. To go on: pgrecall resume --all",
         )
+    said = [count(row[f"{noun}s"], noun) for noun in ("session", "user") if row[f"{noun}s"]]
     if row["number"]:
         reason = f": {row['first_reason']}" if row["first_reason"] else ""
-        return Check("pauses", "ok", f"{count(row['number'], 'recall')} paused, first {row['first_id']}{reason}")
+        said.append(f"{count(row['number'], 'recall')} paused, first {row['first_id']}{reason}")
+    elif said:
+        said[-1] += " paused"
+    if said:
+        return Check("pauses", "ok", ", ".join(said))
     return Check("pauses", "ok", "nothing is paused")
 
 
