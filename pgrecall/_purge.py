@@ -30,7 +30,8 @@ _PATIENCE = 60.0
 _PAUSE = 0.1
 _REST = 4.0
 
-#: The longest pause after a failure, seconds. Nothing waits for what should be gone.
+#: The first and the longest pause after a failure, seconds. Nothing waits for what should be gone.
+_AGAIN = 5.0
 _LONGEST = 600.0
 
 
@@ -45,7 +46,7 @@ class Purger:
     def __init__(self, worker_id: str, database: AsyncDatabase) -> None:
         self._worker_id = worker_id
         self._database = database
-        self._failing = Backoff(5, _LONGEST)
+        self._failing = Backoff(_AGAIN, _LONGEST)
         self._failed = False
 
     async def run(self) -> None:

@@ -426,7 +426,7 @@ def test_what_is_locked_stays_and_nobody_waits(
     one.rollback()
     while (step := purge(two))["next_at"] == step["now_at"]:
         pass
-    assert value(two, sql.SQL("select count(*) from pgrecall.{}").format(sql.Identifier(table)).as_string()) == 0  # type: ignore[arg-type]
+    assert value(two, sql.SQL("select count(*) from pgrecall.{}").format(sql.Identifier(table)).as_string()) == 0
 
 
 # Plans
