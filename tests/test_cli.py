@@ -167,6 +167,7 @@ def test_help_names_every_verb_and_exit_code() -> None:
         "use-sessions-table",
         "use-own-sessions",
         "adopt",
+        "roles",
     ]
     assert [verb for verb in verbs if f"\n  {verb} " not in result.stdout] == []
     assert [code for code in range(7) if f"\n    {code}  " not in result.stdout] == []

@@ -1,4 +1,4 @@
-"""Real workers, chats, producers, operators and observers, each with a login that has its group role and nothing else."""
+"""Real workers, chats, producers, operators and observers, each a login in its group role alone."""
 
 from __future__ import annotations
 

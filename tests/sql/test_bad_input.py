@@ -647,7 +647,7 @@ VERBS: dict[str, list[str]] = {
     "worker": ["--agent", "no_such_module:agent"],  # so no worker starts
 }
 #: Verbs that run until something ends them, or look at the whole database.
-OTHER_VERBS = {"demo", "doctor", "mcp", "migrate"}
+OTHER_VERBS = {"demo", "doctor", "mcp", "migrate", "roles"}
 #: Options that say which database and how to answer.
 COMMON = {"dsn", "embedded", "as_json", "debug", "help"}
 

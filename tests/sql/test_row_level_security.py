@@ -235,14 +235,18 @@ FORBIDDEN: list[LiteralString] = [
     "update pgrecall.session_recalls set run_id = 1",
     "update pgrecall.session_recalls set scheduled_by = current_user",
     "update pgrecall.sessions set user_id = 'ann'",
-    "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann') on conflict (id) do update "
-    "set user_id = 'ann'",
+    (
+        "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann') on conflict (id) do update "
+        "set user_id = 'ann'"
+    ),
     "insert into pgrecall.sessions (id, user_id) values ('of bob', 'ann')",
     "delete from pgrecall.sessions",
     "delete from pgrecall.session_recalls",
     "insert into pgrecall.session_messages (session_id, role, content) values ('of bob', 'user', 'x')",
-    "insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, outcome) "
-    "values ('x', 'of ann', now(), 'success')",
+    (
+        "insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, outcome) "
+        "values ('x', 'of ann', now(), 'success')"
+    ),
     "select * from pgrecall.deliveries",
     "select * from pgrecall.pauses",
     "select * from pgrecall.workers",
@@ -546,15 +550,23 @@ def test_a_producer_reads_and_changes_nothing_of_others_by(
         "select * from pgrecall.recall_runs",
         "select content from pgrecall.session_messages",
         "select * from pgrecall.get_runs('done of bob')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) "
-        "values ('of bob too', 'x', 'https://evil.example/')",
+        (
+            "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) "
+            "values ('of bob too', 'x', 'https://evil.example/')"
+        ),
         "select pgrecall.schedule_recall('of bob too', 'x', deliver_to => 'https://evil.example/')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, scheduled_by) "
-        "values ('of bob too', 'x', 'other')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, created_by) "
-        "values ('of bob too', 'x', 'agent')",
-        "insert into pgrecall.session_recalls (session_id, additional_context_message, not_before) "
-        "values ('of bob too', 'x', now())",
+        (
+            "insert into pgrecall.session_recalls (session_id, additional_context_message, scheduled_by) "
+            "values ('of bob too', 'x', 'other')"
+        ),
+        (
+            "insert into pgrecall.session_recalls (session_id, additional_context_message, created_by) "
+            "values ('of bob too', 'x', 'agent')"
+        ),
+        (
+            "insert into pgrecall.session_recalls (session_id, additional_context_message, not_before) "
+            "values ('of bob too', 'x', now())"
+        ),
         "insert into pgrecall.sessions (id, deliver_to) values ('p3', 'https://evil.example/')",
         "insert into pgrecall.sessions (id, made_by) values ('p3', 'other')",
     ],
