@@ -225,8 +225,6 @@ SAMPLES: Row = {
     "messages": [],
     "session_ids": [],
     "recall_ids": ["x"],
-    "failed_since": datetime(2030, 1, 1, tzinfo=UTC),
-    "by": timedelta(seconds=1),
     "after_stop": "retry",
 }
 CALLS = {
