@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqltools import refused, rows
 
-from pgrecall import errors
+from pgrecall import errors, schema
 from pgrecall.cli.errors import report
 from pgrecall.database import translate
 
@@ -161,3 +161,27 @@ def test_no_name_of_a_constraint_was_cut(db: psycopg.Connection) -> None:
     assert [
         one["name"] for one in names if re.search(r"_1_t(o(_9{0,3})?)?$", one["name"]) or len(one["name"]) > 62
     ] == []
+
+
+def test_an_upgrade_leaves_rows_alone_whose_zone_the_server_has_dropped(empty_database: str) -> None:
+    """They stand in the way of nothing, and no new one gets in."""
+    bad = "alter table pgrecall.session_recalls {} constraint time_zone_must_be_an_iana_name {}"
+    with psycopg.connect(empty_database, autocommit=True) as old:
+        for name in schema.script_files():
+            if not name.startswith("routines") and "0002" not in name:
+                old.execute((schema.sql_root() / name).read_text(encoding="utf-8").encode())
+        old.execute(bad.format("drop", "").encode())
+        old.execute("alter table pgrecall.session_recalls disable trigger announce_insert")
+        old.execute("insert into pgrecall.sessions (id) values ('s1'), ('s2')")
+        insert = """insert into pgrecall.session_recalls (id, session_id, additional_context_message, time_zone)
+            values (%s, %s, 'Go on.', 'Gone/Zone')"""
+        old.execute(insert, ["r1", "s1"])
+        check = "check (time_zone is null or pgrecall.time_zone_error(time_zone) is null) not valid"
+        old.execute(bad.format("add", check).encode())
+        schema.install(old)
+        valid = "select conname from pg_constraint where connamespace = 'pgrecall'::regnamespace and not convalidated"
+        assert [one["conname"] for one in rows(old, valid)] == ["time_zone_must_be_an_iana_name"]
+        with refused(old, "23514"):
+            old.execute(insert, ["r2", "s2"])
+        old.execute("update pgrecall.session_recalls set time_zone = 'UTC'")
+        old.execute(bad.format("validate", "").encode())
