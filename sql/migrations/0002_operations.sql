@@ -18,10 +18,10 @@ create table pgrecall.pauses (
     user_id text
         constraint user_is_paused_once unique,
     paused_at timestamptz not null
-        constraint paused_at_of_pause_must_be_a_finite_time_in_the_years_1_to_9999
+        constraint paused_at_of_pause_must_be_a_time_in_the_years_1_to_9999
             check (paused_at >= '0001-01-02 00:00:00+00' and paused_at < '9999-12-31 00:00:00+00'),
     paused_until timestamptz
-        constraint paused_until_of_pause_must_be_a_finite_time_in_the_years_1_to_9999
+        constraint paused_until_of_pause_must_be_a_time_in_the_years_1_to_9999
             check (paused_until >= '0001-01-02 00:00:00+00' and paused_until < '9999-12-31 00:00:00+00'),
     reason text,
     constraint pause_is_of_a_session_or_of_a_user check (num_nonnulls(session_id, user_id) = 1)
@@ -85,6 +85,18 @@ alter table pgrecall.session_messages enable row level security;
 alter table pgrecall.recall_runs enable row level security;
 alter table pgrecall.deliveries enable row level security;
 alter table pgrecall.pauses enable row level security;
+
+-- Names that say all of it: these were longer than 63 bytes, and cut
+
+alter table pgrecall.settings
+    rename constraint paused_at_of_settings_must_be_a_finite_time_in_the_years_1_to_9
+    to paused_at_of_settings_must_be_a_time_in_the_years_1_to_9999;
+alter table pgrecall.settings
+    rename constraint paused_until_of_settings_must_be_a_finite_time_in_the_years_1_t
+    to paused_until_of_settings_must_be_a_time_in_the_years_1_to_9999;
+alter table pgrecall.session_messages
+    rename constraint created_at_of_message_must_be_a_finite_time_in_the_years_1_to_9
+    to created_at_of_message_must_be_a_time_in_the_years_1_to_9999;
 
 -- What is wrong with a cron expression, a time zone or a template is told by the error itself
 

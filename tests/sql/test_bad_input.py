@@ -139,7 +139,7 @@ VARIANTS: list[tuple[str, Row]] = [
 #: What a function may raise besides PR001 … PR008.
 OF_FUNCTIONS = {
     "23502": "a value that must be given is null; the error names the column",
-    "23514": "a CHECK refused the row; it is named as a sentence, see docs/scheduling.md",
+    "23514": "a CHECK refused the row; it is named as a sentence, see docs/errors.md",
 }
 
 #: What single functions may raise besides.

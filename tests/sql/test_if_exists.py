@@ -213,6 +213,7 @@ def test_of_two_replaces_at_once_the_later_one_stands(two: Any) -> None:
     ours = asking.result()["id"]
     assert live(looking) == [ours]
     assert [one["reason"] for one in ledger(looking, old)] == [f"replaced by recall {theirs}"]
+    assert recall(looking, old)["last_error"] == f"replaced by recall {theirs}"
     assert [one["reason"] for one in ledger(looking, theirs)] == [f"replaced by recall {ours}"]
 
 
@@ -236,8 +237,9 @@ def test_a_claim_that_comes_first_keeps_its_run(two: Any) -> None:
         wait_until_blocked(looking, second.info.backend_pid)
     ours = asking.result()["id"]
     assert live(looking) == [ours]
+    assert recall(looking, old)["status"] == "running"
     assert finish(first, run)["accepted"]
-    assert outcomes(first, old) == ["success"]
+    assert (recall(looking, old)["status"], outcomes(first, old)) == ("fired", ["success"])
 
 
 def test_a_claim_that_comes_first_keeps_its_run_of_a_recurring_recall(two: Any) -> None:
