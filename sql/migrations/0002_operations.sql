@@ -313,6 +313,7 @@ create table pgrecall.purges (
         constraint purges_has_one_row check (is_only_row),
     worker_id text,
     walked_at timestamptz,
+    begun_at timestamptz,
     fired_from timestamptz not null default '0001-01-02 00:00:00+00',
     failed_from timestamptz not null default '0001-01-02 00:00:00+00',
     cancelled_from timestamptz not null default '0001-01-02 00:00:00+00',
@@ -326,9 +327,10 @@ comment on table pgrecall.purges is
     'How far purge() has come, one row. It deletes from old to new in many small steps, and a step that began at the oldest row would walk over everything that the steps before it have deleted and that is not vacuumed yet.';
 comment on column pgrecall.purges.is_only_row is 'Keeps the table at one row.';
 comment on column pgrecall.purges.worker_id is 'The worker that does it now: the others leave it to that one.';
-comment on column pgrecall.purges.walked_at is 'When the last step was made; if that is a minute ago, any worker may go on.';
-comment on column pgrecall.purges.fired_from is
-    'Where the next step goes on; all of these go back to the start when nothing is left to delete, for what was locked.';
+comment on column pgrecall.purges.walked_at is 'When the last step was made; if that is a minute ago, any worker may go on. Null: nothing is left to delete.';
+comment on column pgrecall.purges.begun_at is
+    'When the walk has begun at the oldest rows. It does so again after a day, for what was locked or had a reply on its way.';
+comment on column pgrecall.purges.fired_from is 'Where the next step goes on: all that is older is gone, or is left to the next walk.';
 comment on column pgrecall.purges.failed_from is 'The same for failed recalls.';
 comment on column pgrecall.purges.cancelled_from is 'The same for cancelled recalls.';
 comment on column pgrecall.purges.run_from is 'The same for recall_runs, by id: ids grow with time, so that there is no index for this.';

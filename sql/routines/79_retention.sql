@@ -57,7 +57,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_window_ends bigint;
-    v_last bigint;
 begin
     deleted := 0;
     if older_than is null then
@@ -95,12 +94,9 @@ begin
         where recall_runs.id in (select old.id from old)
         returning recall_runs.id
     )
-    select count(*)::integer, max(gone.id)
-    into deleted, v_last
+    select count(*)::integer, coalesce(max(gone.id), _purge_runs.walked_to)
+    into deleted, walked_to
     from gone;
-    if deleted > 0 then
-        walked_to := case when deleted < _purge_runs.batch then v_window_ends else v_last end;
-    end if;
 end;
 $$;
 comment on function pgrecall._purge_runs(timestamptz, integer, bigint) is
@@ -299,6 +295,15 @@ begin
     select known.*
     into strict v_keep
     from pgrecall.settings as known;
+    if v_at.walked_at is null
+        and (purge.worker_id is null or v_at.begun_at is null or v_at.begun_at <= v_now - interval '1 day')
+    then
+        -- From the start again, for what was locked or had a reply on its way. Not each time: that is a walk over all
+        -- that was deleted and is not vacuumed yet.
+        delete from pgrecall.purges;
+        insert into pgrecall.purges (begun_at) values (v_now)
+        returning * into v_at;
+    end if;
     insert into pgrecall.unaudited (reason) values ('purge()');
 
     select step.walked_to, step.deleted
@@ -344,11 +349,10 @@ begin
         return next;
         return;
     end if;
-    -- Through. The next walk begins at the start: what was locked, or had a reply on the way, is there.
-    if v_at.walked_at is not null then
-        delete from pgrecall.purges;
-        insert into pgrecall.purges default values;
-    end if;
+    update pgrecall.purges
+    set worker_id = null,
+        walked_at = null
+    where purges.walked_at is not null;
     select greatest(
         v_now + v_soonest,
         least(
@@ -386,7 +390,7 @@ begin
 end;
 $$;
 comment on function pgrecall.purge(integer, text) is
-    'Deletes what is older than settings.keep_… allows, at most batch rows of each kind, and says how many of each, and when to call it again: next_at is now_at if more may be left, else 10 minutes to an hour later. Never a recall that is pending, running or in a run, and nothing whose reply is still to be delivered. Waits for nobody: what is locked stays for the next time. worker_id: the worker that does this in the background; while one of them is at it, the others are told to come back in a minute. Null: by hand, whoever else is at it. Called by workers, and by operators. Locks: the row of purges; then what it deletes, skipping locked rows. Raises: PR005 batch out of range.';
+    'Deletes what is older than settings.keep_… allows, at most batch rows of each kind, and says how many of each, and when to call it again: next_at is now_at if more may be left, else 10 minutes to an hour later. Never a recall that is pending, running or in a run, and nothing whose reply is still to be delivered. Waits for nobody: what is locked stays for the next walk, which begins a day later or by hand. worker_id: the worker that does this in the background; while one of them is at it, the others are told to come back in a minute. Null: by hand, whoever else is at it. Called by workers, and by operators. Locks: the row of purges; then what it deletes, skipping locked rows. Raises: PR005 batch out of range.';
 
 create or replace function pgrecall.purge_history(
     before timestamptz default null,

@@ -222,6 +222,18 @@ def test_runs_go_by_their_end_and_not_by_their_number(db: psycopg.Connection) ->
     assert [one["id"] for one in rows(db, "select id from pgrecall.recall_runs order by id")] == [old_number, young]
 
 
+def test_runs_that_were_too_young_go_as_soon_as_they_are_old_enough(db: psycopg.Connection) -> None:
+    for hours in range(5):
+        run(db, NOW - 90 * DAY + (hours - 1) * HOUR)
+    gone_by = []
+    for hours in range(5):
+        set_clock(db, NOW + hours * HOUR + SECOND)
+        while (step := purge(db, worker_id="w1"))["next_at"] == step["now_at"]:
+            pass
+        gone_by.append(5 - int(value(db, "select count(*) from pgrecall.recall_runs")))
+    assert gone_by == [2, 3, 4, 5, 5]
+
+
 def test_the_runs_that_a_limit_of_a_day_counts_stay(db: psycopg.Connection) -> None:
     db.execute("insert into pgrecall.sessions (id, max_runs_per_day) values ('s1', 1)")
     keep(db, keep_runs=2 * DAY, keep_fired=timedelta())
@@ -315,10 +327,29 @@ def test_a_step_goes_on_where_the_last_one_ended_and_the_next_walk_begins_at_the
         pass
     assert recalls(db) == {"r3"}
     assert purge(db)["cancelled"] == 1
-    (walk,) = rows(db, "select worker_id, walked_at, run_from, message_from from pgrecall.purges")
+
+
+def test_a_worker_begins_at_the_start_once_a_day_and_people_each_time(db: psycopg.Connection) -> None:
+    keep(db, keep_runs=None)
+    ended(db, "cancelled", NOW - 200 * DAY, id="first")
+    db.execute("delete from pgrecall.audit")
+
+    def walk() -> set[str]:
+        while (step := purge(db, batch=1, worker_id="w1"))["next_at"] == step["now_at"]:
+            pass
+        return recalls(db)
+
+    assert walk() == set()
+    ended(db, "cancelled", NOW - 300 * DAY, id="behind")
+    ended(db, "cancelled", NOW - 100 * DAY, id="ahead")
+    assert walk() == {"behind"}
+    set_clock(db, NOW + DAY - SECOND)
+    assert walk() == {"behind"}
+    set_clock(db, NOW + DAY)
+    assert walk() == set()
+    ended(db, "cancelled", NOW - 300 * DAY, id="behind again")
     purge(db)
-    (walk,) = rows(db, "select worker_id, walked_at, run_from, message_from from pgrecall.purges")
-    assert walk == {"worker_id": None, "walked_at": None, "run_from": 0, "message_from": ""}
+    assert recalls(db) == set()
 
 
 def test_messages_of_many_sessions_are_walked_through_in_steps(db: psycopg.Connection) -> None:
@@ -369,11 +400,10 @@ def test_it_says_when_the_next_thing_expires(
 
 def test_with_nothing_to_delete_it_comes_back_in_an_hour_and_writes_nothing(db: psycopg.Connection) -> None:
     purge(db)
-    before = rows(db, "select ctid::text, xmin::text from pgrecall.purges")
+    before = rows(db, "select ctid::text from pgrecall.purges")
     step = purge(db, worker_id="w1")
     assert (gone(step), step["next_at"]) == ({}, NOW + HOUR)
-    after = rows(db, "select ctid::text, xmin::text from pgrecall.purges")
-    assert [one["ctid"] for one in before] == [one["ctid"] for one in after]
+    assert rows(db, "select ctid::text from pgrecall.purges") == before
 
 
 def test_while_one_worker_is_at_it_the_others_leave_it_and_people_do_not(db: psycopg.Connection) -> None:
