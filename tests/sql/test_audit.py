@@ -59,7 +59,7 @@ def delivery(db: psycopg.Connection, status: str) -> int:
 
 def test_it_says_who_changed_what_when_and_from_where(db: psycopg.Connection) -> None:
     add_session(db, "s1", user_id="ada")
-    one = add(db, "s1", NOW + HOUR)
+    one = add(db, "s1", NOW + HOUR, scheduled_by="audit_test_operator")
     db.execute("create role audit_test_operator")
     db.execute("grant usage on schema pgrecall to audit_test_operator")
     db.execute("grant select, update on pgrecall.session_recalls to audit_test_operator")
@@ -459,7 +459,7 @@ WRITER = "audit_test_writer"
 @pytest.fixture
 def writer(db: psycopg.Connection) -> psycopg.Connection:
     """A connection as a role that may change requests, as a producer may, and knows pgrecall's source."""
-    add(db, "s1", NOW + HOUR, id="r")
+    add(db, "s1", NOW + HOUR, id="r", scheduled_by=WRITER)
     role = sql.Identifier(WRITER)
     db.execute(sql.SQL("create role {}").format(role))
     db.execute(sql.SQL("grant usage on schema pgrecall to {}").format(role))
