@@ -68,7 +68,7 @@ def add(db: psycopg.Connection, recall_id: str, session_id: str = "s1", **column
 
 def status(db: psycopg.Connection, *recall_ids: str) -> list[str]:
     found = db.execute("select id, status from pgrecall.session_recalls")
-    by_id = dict(found.fetchall())
+    by_id: dict[str, str] = dict(found.fetchall())
     return [by_id[recall_id] for recall_id in recall_ids]
 
 

@@ -65,6 +65,8 @@ def db(db: psycopg.Connection) -> psycopg.Connection:
             ('over', 'ended', 'Go on.', 'fired', 'known', null, null, null, null),
             ('running', 'runs', 'Go on.', 'running', null, 7, 'w', now(), now())"""
     )
+    # The server does not give this number again.
+    db.execute("select setval(pg_get_serial_sequence('pgrecall.session_messages', 'position'), 1)")
     db.execute(
         """insert into pgrecall.session_messages (session_id, position, id, role, content)
         overriding system value values ('free', 1, 'said', 'user', 'Hello.')"""
@@ -102,7 +104,7 @@ def test_the_functions_of_a_row_promise_its_sqlstate(db: psycopg.Connection, row
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    told = {}
+    told: dict[str, str] = {}
     for row in tables(section("Errors of the functions")):
         told |= {name: row[-1] for cell in (row[0], row[-2]) for name in named(cell) if name.endswith("Error")}
     told.pop("HoldLostError")  # no verb holds a session
