@@ -116,6 +116,12 @@ def test_three_columns_are_a_complete_request(db: psycopg.Connection) -> None:
         "claimed_at": None,
         "last_error": None,
         "due_at": NOW + HOUR,
+        "pause_id": None,
+        "grid_at": None,
+        "stopped_by": None,
+        "stop_reason": None,
+        "after_stop": None,
+        "scheduled_by": value(db, "select current_user"),
     }
 
 
@@ -195,6 +201,8 @@ CHECKS: list[tuple[str, Row]] = [
     ("paused_until_needs_paused_at", {"paused_until": "2030-01-01"}),
     ("deferrals_must_be_0_to_1000000000", {"deferrals": 2**31 - 1}),
     ("run_id_is_set_by_claim_with_worker_id_and_times", {"run_id": 1}),
+    ("grid_at_must_be_a_finite_time_in_the_years_1_to_9999", {"grid_at": "infinity"}),
+    ("after_stop_must_be_retry_or_skip", {"after_stop": "run"}),
 ]
 
 
@@ -204,7 +212,8 @@ def test_the_table_refuses_by_name(db: psycopg.Connection, constraint: str, colu
         add(db, "s1", **columns)
     assert caught.value.diag.constraint_name == constraint
     name = add(db, "s1")
-    changed = {column: part for column, part in columns.items() if column != "updated_at"}  # always set by the trigger
+    set_by_trigger = {"updated_at", "after_stop"}  # always; while nothing runs
+    changed = {column: part for column, part in columns.items() if column not in set_by_trigger}
     if changed:
         with refused(db, "23514") as caught:
             change(db, name, **changed)
