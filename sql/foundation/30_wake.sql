@@ -112,7 +112,9 @@ begin
             new.deferrals := 0;
             new.deferred_since := null;
             -- One that is between two attempts without being pending (see _give_back) stays eligible by not_before.
-            new.not_before := case when new.status = 'running' and old.not_before is not null then new.trigger_at end;
+            new.not_before := case
+                when old.status = 'running' and new.status = 'running' and old.not_before is not null then new.trigger_at
+            end;
             new.defer_reason := null;
             -- Whoever says so without skip_next_recall() has a move of its own recall recorded as what it is, too.
             if new.status = 'pending'

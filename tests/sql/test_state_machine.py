@@ -64,6 +64,7 @@ CRONS = {"*/10 * * * *": 10 * MINUTE, "@hourly": 60 * MINUTE}  # in UTC their gr
 ENDED = ("fired", "failed", "cancelled")
 FAR = datetime.max.replace(tzinfo=UTC)
 GOOD = ("success", "silent")
+STOPPED = "stopped by the operator"
 
 
 class Refused(Exception):
@@ -92,12 +93,17 @@ class Recall:
     deferrals: int = 0
     deferred: bool = False
     last_error: str | None = None
+    grid_at: datetime | None = None
+    after_stop: str | None = None
+    paused: bool = False  # by the pause of its session
 
     @property
     def due_at(self) -> datetime | None:
         """When a worker must look: the sentence under the table of states."""
         waits = self.status == "pending" or (self.status == "running" and self.not_before is not None)
-        return max(self.trigger_at, self.not_before or self.trigger_at) if self.run_id is None and waits else None
+        if self.run_id is not None or self.paused or not waits:
+            return None
+        return max(self.trigger_at, self.not_before or self.trigger_at)
 
     @property
     def counts_as_pending(self) -> bool:
@@ -109,12 +115,18 @@ class Recall:
         if self.call_type != "recurring":
             return None
         step = timedelta(seconds=self.interval_seconds or 0) or CRONS[self.cron or ""]
-        start = self.trigger_at if self.cron is None else datetime(2000, 1, 1, tzinfo=UTC)
-        at = start + step * max((after - start) // step + 1, 1)
+        start = (self.grid_at or self.trigger_at) if self.cron is None else datetime(2000, 1, 1, tzinfo=UTC)
+        at = start + step * max((after - start) // step + 1, 0 if self.grid_at else 1)
         return None if self.end_at is not None and at > self.end_at else at
+
+    def move(self, trigger_at: datetime) -> None:
+        """Another time is on a grid of its own, or on the old one."""
+        if trigger_at != self.trigger_at:
+            self.trigger_at, self.grid_at = trigger_at, None
 
     def new_occurrence(self, trigger_at: datetime) -> None:
         """Attempts, backoff and deferrals were about the old one."""
+        self.move(trigger_at)
         self.trigger_at, self.attempt, self.deferrals = trigger_at, 0, 0
         self.not_before, self.deferred = None, False
 
@@ -126,6 +138,7 @@ class Session:
     run_id: int | None = None
     held_until: datetime | None = None
     has_waiting: bool = False
+    is_paused: bool = False
 
     def is_taken(self, now: datetime) -> bool:
         return self.run_id is not None and (self.held_until is None or self.held_until > now)
@@ -197,7 +210,9 @@ class Model:
                 recall.not_before, recall.deferred = None, False
             if between_attempts and trigger_at not in (None, recall.nominal_at) and recall.not_before is None:
                 recall.not_before = trigger_at  # due at its new time all the same
-        recall.status, recall.trigger_at = new, trigger_at or recall.trigger_at
+        recall.status = new
+        recall.move(trigger_at or recall.trigger_at)
+        recall.paused = recall.paused and new not in ENDED
         return recall
 
     def delete(self, recall_id: str) -> None:
@@ -259,7 +274,55 @@ class Model:
         self._record_missed(recall, recall.trigger_at, following)
         if recall.run_id is None:
             self._new_occurrence(recall, following)
-        recall.trigger_at, recall.status, recall.last_error = following, "pending", None
+        recall.move(following)
+        recall.status, recall.last_error = "pending", None
+
+    # What operators do
+
+    def run_now(self, recall_id: str) -> None:
+        recall = self._known(recall_id)
+        if recall.status in ENDED:
+            raise Refused("PR004")
+        if recall.run_id is not None:
+            return
+        if recall.paused or self.sessions[recall.session_id].is_paused:
+            raise Refused("PR004")
+        if recall.due_at is None or recall.due_at <= self.now:
+            return
+        if recall.trigger_at > self.now:
+            own_time = recall.trigger_at if recall.call_type == "recurring" and recall.cron is None else None
+            self.update(recall_id, trigger_at=self.now)
+            recall.grid_at = own_time
+        else:
+            recall.not_before = recall.trigger_at if recall.status == "running" else None
+
+    def retry_recall(self, recall_id: str) -> None:
+        recall = self._known(recall_id)
+        if recall.status == "fired":
+            raise Refused("PR004")
+        if recall.status in ENDED and self._another_pending(recall):
+            raise Refused("PR001")
+        if recall.status in ENDED:
+            self.update(recall_id, "pending")
+
+    def stop_run(self, recall_id: str, after_stop: str) -> None:
+        recall = self._known(recall_id)
+        if recall.run_id is not None and recall.status == "running":
+            recall.after_stop = after_stop
+
+    def pause_session(self, session_id: str) -> None:
+        if session_id not in self.sessions:
+            raise Refused("PR002")
+        self.sessions[session_id].is_paused = True
+
+    def resume_session(self, session_id: str) -> bool:
+        if session_id not in self.sessions:
+            raise Refused("PR002")
+        was_paused = self.sessions[session_id].is_paused
+        self.sessions[session_id].is_paused = False
+        for recall in self.recalls.values():
+            recall.paused = recall.paused and recall.session_id != session_id
+        return was_paused
 
     # What workers do
 
@@ -277,6 +340,9 @@ class Model:
 
     def claim(self, worker: str, up_to: int, lease: timedelta, claimed: list[Row], deferred: list[Row]) -> None:
         """Takes what the database took; equal times may be taken in any order, everything else is checked."""
+        for recall in self.recalls.values() if up_to > 0 else ():
+            if recall.due_at is not None and recall.due_at <= self.now:
+                recall.paused = self.sessions[recall.session_id].is_paused
         apart = any(self._is_suspect(one) for one in self._runs_of(worker))
         due = {
             one.id: one.due_at
@@ -334,7 +400,8 @@ class Model:
     def renew(self, worker: str, lease: timedelta) -> set[int]:
         if self.leases[worker] is not None:
             self.leases[worker] = self.now + lease
-        return {one.run_id for one in self._runs_of(worker) if one.run_id and one.status == "running"}
+        mine = self._runs_of(worker)
+        return {one.run_id for one in mine if one.run_id and one.status == "running" and one.after_stop is None}
 
     def finish(
         self, run: Run, outcome: str, *, retry: bool, counted: bool, retry_after: timedelta | None, error: str | None
@@ -347,6 +414,11 @@ class Model:
                 self._free_session(recorded.session_id, run.id)
             return recorded is not None and recorded.outcome != "lost"
         self._record(recall, outcome, recall.nominal_at, ran=True)
+        stopped = recall.status == "running" and recall.after_stop is not None
+        stopped = stopped and outcome in ("interrupted", "error", "timeout")
+        if stopped:
+            error, counted, retry_after = error or STOPPED, False, None
+            retry = recall.after_stop == "retry"
         may_retry = outcome not in GOOD and retry and (not counted or recall.attempt < recall.max_attempts)
         if outcome == "skipped":
             recall.status, recall.last_error = "cancelled", error
@@ -357,7 +429,7 @@ class Model:
             recall.last_error = error
             self._give_back(recall, recall.attempt - (not counted), None if delay is None else self.now + delay)
         else:
-            status = "fired" if outcome in GOOD else "failed"
+            status = "fired" if outcome in GOOD else "cancelled" if stopped else "failed"
             self._end_occurrence(recall, status, None if outcome in GOOD else error)
         self._free_session(recall.session_id, run.id)
         return True
@@ -395,6 +467,7 @@ class Model:
 
     def _without_run(self, recall: Recall) -> None:
         recall.run_id, recall.worker_id, recall.not_before, recall.deferred = None, None, None, False
+        recall.after_stop = None
 
     def _give_back(self, recall: Recall, attempt: int, not_before: datetime | None) -> None:
         self._without_run(recall)
@@ -442,6 +515,10 @@ class Model:
         text = f"worker {recall.worker_id} was lost during attempt {recall.attempt}"
         if is_over:
             self._end_occurrence(recall, "failed", text)
+        elif recall.after_stop == "retry":
+            self._give_back(recall, recall.attempt - 1, None)
+        elif recall.after_stop == "skip":
+            self._end_occurrence(recall, "cancelled", STOPPED)
         elif recall.attempt < recall.max_attempts:
             self._give_back(recall, recall.attempt, None)
         elif beside_others and not was_suspect and recall.max_attempts > 1:
@@ -454,7 +531,7 @@ class Model:
         session = self.sessions.get(session_id)
         if session is None or session.run_id != run_id:
             return
-        self.sessions[session_id] = Session()
+        self.sessions[session_id] = Session(is_paused=session.is_paused)
         for recall in self.recalls.values() if session.has_waiting else ():
             is_put_off = recall.deferred and recall.not_before is not None and recall.not_before > self.now
             if recall.session_id == session_id and is_put_off and recall.due_at is not None:
@@ -691,6 +768,38 @@ class Api(RuleBasedStateMachine):
             lambda: call_one(self.db, function, recall_id=recall_id),
         )
 
+    # Operators
+
+    @rule(pick=picks, function=st.sampled_from(["run_now", "retry_recall"]))
+    def steer(self, pick: int, function: str) -> None:
+        recall_id = self._some(pick)
+        self._both(
+            lambda: getattr(self.model, function)(recall_id),
+            lambda: call_one(self.db, function, recall_id=recall_id),
+        )
+
+    @rule(pick=picks, in_a_run=st.sampled_from([None, True]), after_stop=st.sampled_from(["skip", "retry"]))
+    def stop_run(self, pick: int, in_a_run: bool | None, after_stop: str) -> None:
+        recall_id = self._some(pick, in_a_run=in_a_run)
+        self._both(
+            lambda: self.model.stop_run(recall_id, after_stop),
+            lambda: call_one(self.db, "stop_run", recall_id=recall_id, after_stop=after_stop),
+        )
+
+    @rule(session_id=sessions, dice=st.integers(0, 2))
+    def pause_or_resume_session(self, session_id: str, dice: int) -> None:
+        if dice == 0:
+            self._both(
+                lambda: self.model.pause_session(session_id),
+                lambda: call_one(self.db, "pause_session", session_id=session_id),
+            )
+        else:
+            expected, found = self._both(
+                lambda: self.model.resume_session(session_id),
+                lambda: call(self.db, "resume_session", session_id=session_id),
+            )
+            assert bool(expected) == bool(found)
+
     # Workers and time
 
     @rule(by=st.sampled_from([1, 5, 5, 30, 31, 60, 600, 3600]))
@@ -788,7 +897,8 @@ class Api(RuleBasedStateMachine):
         shown = rows(
             self.db,
             """select id, session_id, trigger_at, call_type, status, run_id, worker_id, nominal_at, attempt, not_before,
-                deferrals, defer_reason is not null as deferred, last_error, due_at
+                deferrals, defer_reason is not null as deferred, last_error, due_at, grid_at, after_stop,
+                paused_at is not null as paused
             from pgrecall.session_recalls""",
         )
         expected = [{name: getattr(one, name) for name in shown[0]} for one in model.recalls.values()] if shown else []
@@ -796,7 +906,11 @@ class Api(RuleBasedStateMachine):
         assert len(shown) == len(model.recalls)
         sessions = {
             one.pop("id"): Session(**one)
-            for one in rows(self.db, "select id, run_id, held_until, has_waiting from pgrecall.sessions")
+            for one in rows(
+                self.db,
+                """select s.id, s.run_id, s.held_until, s.has_waiting, p.id is not null as is_paused
+                from pgrecall.sessions as s left join pgrecall.pauses as p on p.session_id = s.id""",
+            )
         }
         assert sessions == model.sessions
         recorded = rows(
@@ -838,6 +952,9 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
         admin.execute(
             """create or replace function pgrecall.clock() returns timestamptz language sql volatile parallel safe
             set search_path = '' as $$ select pg_catalog.current_setting('test.now')::timestamptz $$"""
+        )
+        admin.execute(
+            "create or replace function pgrecall._caller() returns text language sql stable as $$ select 'the operator' $$"
         )
     connected = psycopg.connect(database)
     try:
