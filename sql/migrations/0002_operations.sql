@@ -2,6 +2,19 @@
 
 insert into pgrecall.migrations (version, name) values (2, 'operations');
 
+-- First and at once, all that is changed below and has rows: workers and producers wait from here to the commit, and who
+-- has one of them locked while this waits for another, waits for no longer than lock_timeout. Not workers: each of them
+-- reads that table for seconds at a time (watch), so no lock on it is to be had while they run.
+do $$
+begin
+    lock table pgrecall.session_recalls, pgrecall.sessions in access exclusive mode;
+exception
+    when lock_not_available then
+        raise exception 'the tables of pgrecall are in use: %', coalesce(pgrecall._lock_holders(), 'by many for a moment')
+            using errcode = 'lock_not_available',
+                hint = 'Nothing has changed. Run it again when these transactions have ended, or end them: select pg_terminate_backend(…).';
+end $$;
+
 -- Steering: pauses of a session or user, stopping a run, an occurrence out of turn
 
 create table pgrecall.pauses (
