@@ -404,8 +404,8 @@ def ensure(dsn: str) -> None:
             schema.check(installed)
 
 
-#: An upgrade was committed while the call was under way: its function now gives more columns than it was planned for. The
-#: call has done nothing.
+#: An upgrade was committed while the call was under way: its function now gives more columns than it was planned for.
+#: The call has done nothing.
 UPGRADED = (psycopg.errors.DatatypeMismatch, psycopg.errors.InvalidFunctionDefinition)
 
 #: A pool opens a connection when somebody needs one, and leaves the next attempt after a failure to the next caller,

@@ -16,8 +16,8 @@ _QUERIES: dict[str, LiteralString] = {
                 order by 1
             ) as grants
         from pg_proc as p where p.pronamespace = 'pgrecall'::regnamespace order by 1""",
-    "relations": """select c.relname, c.relkind, c.relpersistence, c.reloptions, c.relrowsecurity, c.relforcerowsecurity,
-            obj_description(c.oid, 'pg_class') as comment,
+    "relations": """select c.relname, c.relkind, c.relpersistence, c.reloptions, c.relrowsecurity,
+            c.relforcerowsecurity, obj_description(c.oid, 'pg_class') as comment,
             case c.relkind when 'i' then pg_get_indexdef(c.oid) when 'v' then pg_get_viewdef(c.oid) end as definition,
             case when c.relkind <> 'i' then array(
                 select format('%s %s', coalesce(nullif(a.grantee, 0)::regrole::text, 'public'), a.privilege_type)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -55,6 +56,11 @@ PSQL = shutil.which("psql")
 
 #: How PostgreSQL refuses a call whose answer is rows of a table that got columns after the call had begun.
 WAITED = ("DatatypeMismatch: ", "InvalidFunctionDefinition: ")
+
+#: The server process that waits for a lock.
+WAITING: LiteralString = """
+    select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+"""
 
 #: What a worker or listener logs when something has gone wrong.
 TROUBLE = (
@@ -149,9 +155,10 @@ def test_an_upgrade_keeps_every_row_and_makes_what_a_fresh_installation_makes(
 def let_time_pass(db: psycopg.Connection, days: float) -> None:
     """Make the database's clock go from so many days after the moment at which the data were left."""
     ahead = value(db, "select %s::timestamptz - clock_timestamp()", NOW) + timedelta(days=days)
+    shown = f"pg_catalog.clock_timestamp() + interval '{ahead.total_seconds()} s'"
     db.execute(
         f"""create or replace function pgrecall.clock() returns timestamptz language sql volatile parallel safe
-        set search_path = '' as $$ select pg_catalog.clock_timestamp() + interval '{ahead.total_seconds()} s' $$""".encode()
+        set search_path = '' as $$ select {shown} $$""".encode()
     )
 
 
@@ -164,7 +171,7 @@ def test_everything_that_was_pending_fires_after_an_upgrade(restored: str, tmp_p
         db.execute("select pgrecall.resume_recall('paused')")
         due = "select count(*) from pgrecall.session_recalls where due_at <= pgrecall.clock() or run_id is not null"
         wait_until(lambda: value(db, due) == 0, "everything fires")
-        states = dict(db.execute("select id, status from pgrecall.session_recalls").fetchall())
+        states: dict[str, str] = dict(db.execute("select id, status from pgrecall.session_recalls").fetchall())
         recurring = {"skipped", "missed", "mid-run", "cron", "interval"}
         stay = {"failed": "failed", "cancelled": "cancelled", "told to stop": "cancelled"}
         assert states == dict.fromkeys(states, "fired") | dict.fromkeys(recurring, "pending") | stay
@@ -273,14 +280,16 @@ def test_workers_and_producers_of_the_release_go_on_while_it_is_upgraded_and_aft
         assert [errors, said[1]["errors"], said[2]["errors"]] == [[], [], []]
         asked = [name for answer in said for name in answer["ids"]]
         wait_until(lambda: fired() == len(asked), "all are fired")
-        ran = dict(
+        counted: dict[str, int] = dict(
             db.execute(
                 "select recall_id, count(*) from pgrecall.recall_runs where outcome = 'success' group by 1"
             ).fetchall()
         )
-        assert ran == dict.fromkeys(asked, 1)
+        assert counted == dict.fromkeys(asked, 1)
         assert [trouble(worker) for worker in workers] == [[]] * len(workers)
-        busy = {name for (name,) in db.execute("select distinct worker_id from pgrecall.recall_runs").fetchall()} - {None}
+        busy = {name for (name,) in db.execute("select distinct worker_id from pgrecall.recall_runs").fetchall()} - {
+            None
+        }
         assert busy == {worker.all("worker_started")[0]["worker_id"] for worker in workers}
 
 
@@ -313,6 +322,11 @@ print(json.dumps([[call.statement, call.arguments] for call in made], default=st
 """
 
 
+def answer(client: psycopg.Connection, statement: bytes, arguments: dict[str, Any]) -> list[Any]:
+    """Run a prepared statement."""
+    return client.execute(statement, arguments, prepare=True).fetchall()
+
+
 def test_calls_that_wait_for_the_upgrade_are_answered_after_it(former: Previous, as_released: str) -> None:
     """Their functions began before it, with statements prepared before it, and end after it."""
     with ExitStack() as stack:
@@ -337,12 +351,7 @@ def test_calls_that_wait_for_the_upgrade_are_answered_after_it(former: Previous,
             client.autocommit = True
             clients.append((client, statement.encode(), arguments))
         installer.execute("lock table pgrecall.session_recalls, pgrecall.sessions in access exclusive mode")
-        waiting = [
-            Doing(lambda client=client, statement=statement, arguments=arguments: client.execute(
-                statement, arguments, prepare=True
-            ).fetchall())
-            for client, statement, arguments in clients
-        ]  # fmt: skip
+        waiting = [Doing(partial(answer, *client)) for client in clients]
         with psycopg.connect(as_released, autocommit=True) as observer:
             for client, _, _ in clients:
                 wait_until_blocked(observer, client.info.backend_pid)
@@ -384,9 +393,8 @@ def test_a_scheduler_asks_again_if_its_call_has_waited_for_an_upgrade(
             scheduler.cancel_recall("s1")
         installer.execute("alter table pgrecall.session_recalls add column more text")
         waiting = Doing(lambda: ask(scheduler))
-        at_work = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         with psycopg.connect(database, autocommit=True) as observer:
-            wait_until(lambda: value(observer, at_work), "the call waits")
+            wait_until(lambda: value(observer, WAITING), "the call waits")
         installer.commit()
         waiting.result()
 
@@ -407,8 +415,7 @@ async def test_an_async_scheduler_asks_again_as_well(database: str) -> None:
 
             tasks.start_soon(ask)
             async with sql_of(database) as observer:
-                await until(lambda: observer("select 1 from pg_stat_activity where datname = current_database() "
-                                             "and wait_event_type = 'Lock'"))  # fmt: skip
+                await until(lambda: observer(WAITING))
             installer.commit()
         assert found == ["s1"]
 
@@ -463,12 +470,11 @@ with psycopg.connect(sys.argv[1]) as connection:
             pytest.skip("no psql in PATH")
         script = str(Path(str(schema.sql_root())) / "install.sql")
         command = [PSQL, "-X", "-d", restored, "-v", "lock_timeout=5min", "-f", script]
-    at_work = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
     with psycopg.connect(restored) as blocker, psycopg.connect(restored, autocommit=True) as observer:
         blocker.execute("select from pgrecall.session_recalls limit 1")
         installer = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-        wait_until(lambda: value(observer, at_work), "the installer has replaced functions, and waits for a table")
-        pid = value(observer, at_work)
+        wait_until(lambda: value(observer, WAITING), "the installer has replaced functions, and waits for a table")
+        pid = value(observer, WAITING)
         installer.kill()
         installer.wait()
         blocker.rollback()
@@ -486,11 +492,10 @@ def test_an_upgrade_that_waits_for_a_long_transaction_does_not_keep_others_waiti
                 return schema.install(connection, lock_timeout=timedelta(milliseconds=50))
 
         upgrade = Doing(install)
-        at_work = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         for number in range(2):  # in vain, twice
-            wait_until(lambda: value(other, at_work), "it waits")
+            wait_until(lambda: value(other, WAITING), "it waits")
             add(other, f"meanwhile {number}", NOW)
-            wait_until(lambda: not value(other, at_work), "it makes a pause")
+            wait_until(lambda: not value(other, WAITING), "it makes a pause")
         blocker.rollback()
         assert upgrade.result() == schema.SCHEMA_VERSION - 1
 
@@ -553,16 +558,16 @@ def test_what_clients_of_the_release_use_is_still_there(former: Previous, db: ps
 
 
 _ANSWER: LiteralString = "language sql as 'select false'"
+_DROP: LiteralString = "drop function pgrecall.cancel_recall(text); create function pgrecall.cancel_recall"
 
 BROKEN: list[tuple[LiteralString, str]] = [
-    ("drop function pgrecall.cancel_recall(text)", "function cancel_recall(session_id text) is called by older clients"),
     (
-        f"drop function pgrecall.cancel_recall(text); create function pgrecall.cancel_recall(name text) returns boolean {_ANSWER}",
-        "is now: cancel_recall(name text)",
+        "drop function pgrecall.cancel_recall(text)",
+        "function cancel_recall(session_id text) is called by older clients, and is now: gone",
     ),
+    (f"{_DROP}(name text) returns boolean {_ANSWER}", "is now: cancel_recall(name text)"),
     (
-        f"""drop function pgrecall.cancel_recall(text);
-        create function pgrecall.cancel_recall(session_id text, why text) returns boolean {_ANSWER}""",
+        f"{_DROP}(session_id text, why text) returns boolean {_ANSWER}",
         "is now: cancel_recall(session_id text, why text)",
     ),
     (
@@ -570,11 +575,13 @@ BROKEN: list[tuple[LiteralString, str]] = [
         "a call of cancel_recall(session_id text) by an older client is ambiguous",
     ),
     (
-        "drop function pgrecall.cancel_recall(text); create function pgrecall.cancel_recall(session_id text) "
-        "returns integer language sql as 'select 1'",
+        f"{_DROP}(session_id text) returns integer language sql as 'select 1'",
         "answered boolean to older clients, and now integer",
     ),
-    ("alter table pgrecall.sessions drop column metadata", "column sessions.metadata is read by older clients, and is gone"),
+    (
+        "alter table pgrecall.sessions drop column metadata",
+        "column sessions.metadata is read by older clients, and is gone",
+    ),
     (
         "alter table pgrecall.workers alter column host type varchar(10)",
         "column workers.host was text for older clients, and is now character varying(10)",
@@ -617,8 +624,7 @@ BORNE: list[LiteralString] = [
     "create table pgrecall.more (id text primary key)",
     "alter table pgrecall.session_recalls add column team text",
     f"create function pgrecall.another(session_id text) returns boolean {_ANSWER}",
-    f"""drop function pgrecall.cancel_recall(text);
-    create function pgrecall.cancel_recall(session_id text, why text default null) returns boolean {_ANSWER}""",
+    f"{_DROP}(session_id text, why text default null) returns boolean {_ANSWER}",
 ]
 
 

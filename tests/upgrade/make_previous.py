@@ -113,7 +113,9 @@ def _future(db: psycopg.Connection) -> None:
     call(db, "pause_recall", recall_id="paused for an hour", paused_until=NOW + HOUR)
     add(db, "plain", NOW + HOUR, id="plain", internal_comment="for people", call_type="immediate", created_by="agent")
     add(db, "due", NOW, id="due")
-    add_recurring(db, "cron", NOW + HOUR, id="cron", cron="0 9 * * 1-5", time_zone="Europe/Berlin", end_at=NOW + 30 * DAY)
+    add_recurring(
+        db, "cron", NOW + HOUR, id="cron", cron="0 9 * * 1-5", time_zone="Europe/Berlin", end_at=NOW + 30 * DAY
+    )
     add_recurring(db, "interval", NOW + HOUR, id="interval", interval_seconds=3600, pause_after_failures=3)
     assert call_one(db, "get_recall", recall_id="paused")["due_at"] is None
 
@@ -139,7 +141,9 @@ def dump(db: psycopg.Connection) -> str:
     lines += ["set local session_replication_role = replica;", "delete from pgrecall.settings;"]
     db.execute("set time zone utc")
     for table, columns, has_identity in db.execute(_TABLES.encode(), [_LEFT_OUT]).fetchall():
-        quoted = sql.SQL(", ").join(sql.SQL("quote_nullable({}::text)").format(sql.Identifier(name)) for name in columns)
+        quoted = sql.SQL(", ").join(
+            sql.SQL("quote_nullable({}::text)").format(sql.Identifier(name)) for name in columns
+        )
         place = sql.Identifier("pgrecall", table)
         rows = db.execute(sql.SQL("select concat_ws(', ', {}) from {} order by 1").format(quoted, place)).fetchall()
         names = ", ".join(f'"{name}"' for name in columns)
@@ -160,7 +164,8 @@ def build(tag: str, place: Path) -> Path:
     archive = subprocess.run(["git", "archive", tag], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as files:
         files.extractall(place / "source", filter="data")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, place / "source"]
+    command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    command += ["--outdir", place, place / "source"]
     subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = place.glob("*.whl")
     return wheel

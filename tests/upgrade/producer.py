@@ -1,7 +1,7 @@
 """A producer in a process of its own, with whatever release of pgrecall it can import: argv are the DSN and its name.
 
-It says ready, and then does what it is told by lines on stdin, answering each with a line of JSON: `go` uses each method
-once; `run` does so again and again until the next line; the end of stdin ends it.
+It says what it is, and then does what it is told by lines on stdin, answering each with a line of JSON: `run` uses the
+methods of a scheduler again and again until the next line; the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -74,9 +74,6 @@ def main(dsn: str, name: str) -> None:
                 stop.clear()
                 thread = threading.Thread(target=again_and_again)
                 thread.start()
-            elif line.strip() == "go":
-                number += 1
-                use(number)
             answer()
 
 

@@ -6,6 +6,7 @@ docs/upgrades.md tells the rule in words.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -105,38 +106,39 @@ def _signature(routine: dict[str, Any]) -> str:
 
 def incompatible(old: Surface, new: Surface) -> list[str]:
     """What clients of the old surface miss in the new one, a sentence for each; empty: nothing."""
-    found = []
-    for routine in old["routines"]:
-        same_name = [each for each in new["routines"] if each["name"] == routine["name"]]
-        fitting = [each for each in same_name if _takes(each, routine)]
-        now = "; ".join(map(_signature, same_name)) or "gone"
-        if not fitting:
-            found.append(f"function {_signature(routine)} is called by older clients, and is now: {now}")
-        elif len(same_name) > 1:
-            found.append(f"a call of {_signature(routine)} by an older client is ambiguous: {now}")
-        elif any(fitting[0][what] != routine[what] for what in ("kind", "answer", "columns")):
-            shown = [f"{each['answer']} {each['columns'] or ''}".strip() for each in (routine, fitting[0])]
-            found.append(f"function {_signature(routine)} answered {shown[0]} to older clients, and now {shown[1]}")
+    found = [sentence for routine in old["routines"] for sentence in _routine(routine, new["routines"])]
     for place, columns in old["columns"].items():
-        there = new["columns"].get(place, {})
-        for name, (type_, must_be_given) in columns.items():
-            if name not in there:
-                found.append(f"column {place}.{name} is read by older clients, and is gone")
-            elif there[name][0] != type_:
-                found.append(f"column {place}.{name} was {type_} for older clients, and is now {there[name][0]}")
-            elif there[name][1] and not must_be_given:
-                found.append(f"column {place}.{name} had a default for older clients, and must now be given")
-        found += [
-            f"column {place}.{name} is not known to older clients, and must be given"
-            for name, (_, must_be_given) in there.items()
-            if name not in columns and must_be_given
-        ]
+        found += _columns(place, columns, new["columns"].get(place, {}))
     for what in ("notifications", "constraints"):
         gone = sorted(set(old[what]) - set(new[what]))
         found += [f"{what[:-1]} {name} means something to older clients, and is gone" for name in gone]
     for sqlstate, name in old["errors"].items():
-        if new["errors"].get(sqlstate) != name:
-            found.append(
-                f"SQLSTATE {sqlstate} means {name} to older clients, and now {new['errors'].get(sqlstate, 'nothing')}"
-            )
+        now = new["errors"].get(sqlstate, "nothing")
+        found += [f"SQLSTATE {sqlstate} means {name} to older clients, and now {now}"] * (now != name)
     return found
+
+
+def _routine(old: dict[str, Any], routines: list[dict[str, Any]]) -> Iterator[str]:
+    same_name = [each for each in routines if each["name"] == old["name"]]
+    fitting = [each for each in same_name if _takes(each, old)]
+    now = "; ".join(map(_signature, same_name)) or "gone"
+    if not fitting:
+        yield f"function {_signature(old)} is called by older clients, and is now: {now}"
+    elif len(same_name) > 1:
+        yield f"a call of {_signature(old)} by an older client is ambiguous: {now}"
+    elif any(fitting[0][what] != old[what] for what in ("kind", "answer", "columns")):
+        was, is_ = (f"{each['answer']} {each['columns'] or ''}".strip() for each in (old, fitting[0]))
+        yield f"function {_signature(old)} answered {was} to older clients, and now {is_}"
+
+
+def _columns(place: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for name, (type_, must_be_given) in old.items():
+        if name not in new:
+            yield f"column {place}.{name} is read by older clients, and is gone"
+        elif new[name][0] != type_:
+            yield f"column {place}.{name} was {type_} for older clients, and is now {new[name][0]}"
+        elif new[name][1] and not must_be_given:
+            yield f"column {place}.{name} had a default for older clients, and must now be given"
+    for name, (_, must_be_given) in new.items():
+        if name not in old and must_be_given:
+            yield f"column {place}.{name} is not known to older clients, and must be given"
