@@ -322,6 +322,13 @@ print(json.dumps([[call.statement, call.arguments] for call in made], default=st
 """
 
 
+def the_lock() -> bytes:
+    """The statement with which the newest migration locks all that it changes."""
+    text = (schema.sql_root() / schema.migrations()[schema.SCHEMA_VERSION]).read_text(encoding="utf-8")
+    (found,) = re.findall(r"lock table [\w., \n]+ in access exclusive mode", text)
+    return str(found).encode()
+
+
 def answer(client: psycopg.Connection, statement: bytes, arguments: dict[str, Any]) -> list[Any]:
     """Run a prepared statement."""
     return client.execute(statement, arguments, prepare=True).fetchall()
@@ -350,7 +357,7 @@ def test_calls_that_wait_for_the_upgrade_are_answered_after_it(former: Previous,
             client.rollback()
             client.autocommit = True
             clients.append((client, statement.encode(), arguments))
-        installer.execute("lock table pgrecall.session_recalls, pgrecall.sessions in access exclusive mode")
+        installer.execute(the_lock())
         waiting = [Doing(partial(answer, *client)) for client in clients]
         with psycopg.connect(as_released, autocommit=True) as observer:
             for client, _, _ in clients:
@@ -531,14 +538,11 @@ _OWN_LOCKS: LiteralString = """
 
 def test_a_migration_locks_all_tables_that_it_changes_at_once(former: Previous, as_released: str) -> None:
     """One by one it could wait for somebody who waits for it."""
-    (name,) = [name for version, name in schema.migrations().items() if version == schema.SCHEMA_VERSION]
-    text = (schema.sql_root() / name).read_text(encoding="utf-8")
-    (listed,) = re.findall(r"lock table ([\w., \n]+) in access exclusive mode", text)
     with psycopg.connect(as_released) as db:
         there = {found["name"] for found in rows(db, "select relname::text as name from pg_class where relkind = 'r'")}
         schema.install(db)
         taken = {lock["name"] for lock in rows(db, _OWN_LOCKS)}
-    assert taken & there == set(re.findall(r"pgrecall\.(\w+)", listed))
+    assert taken & there == set(re.findall(r"pgrecall\.(\w+)", the_lock().decode()))
     assert "workers" not in taken, "each worker reads it for seconds at a time: no lock on it is to be had"
 
 

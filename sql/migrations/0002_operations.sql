@@ -7,8 +7,9 @@ insert into pgrecall.migrations (version, name) values (2, 'operations');
 -- reads that table for seconds at a time (watch), so no lock on it is to be had while they run.
 do $$
 begin
-    lock table pgrecall.session_recalls, pgrecall.sessions, pgrecall.session_messages, pgrecall.recall_runs,
-        pgrecall.deliveries, pgrecall.settings in access exclusive mode;
+    -- In the order in which claim() and finish() come to them: then one that is under way has the others to itself.
+    lock table pgrecall.settings, pgrecall.session_recalls, pgrecall.sessions, pgrecall.session_messages,
+        pgrecall.recall_runs, pgrecall.deliveries in access exclusive mode;
 exception
     when lock_not_available then
         raise exception 'the tables of pgrecall are in use: %', coalesce(pgrecall._lock_holders(), 'by many for a moment')
