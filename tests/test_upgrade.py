@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ import psycopg
 import pytest
 from catalogtools import catalog
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from sqltools import (
     HOUR,
     NOW,
@@ -293,6 +296,41 @@ def test_workers_and_producers_of_the_release_go_on_while_it_is_upgraded_and_aft
         assert busy == {worker.all("worker_started")[0]["worker_id"] for worker in workers}
 
 
+@pytest.fixture
+def login(as_released: str) -> Iterator[str]:
+    """A role with a login and the rights of a worker, given before the upgrade: the old way, and the new."""
+    name = f"recall_login_{uuid.uuid4().hex[:8]}"
+    role, group = sql.Identifier(name), sql.Identifier("pgrecall_worker")
+    with psycopg.connect(as_released, autocommit=True) as admin:
+        admin.execute(sql.SQL("create role {} login").format(role))
+        admin.execute(sql.SQL("grant usage on schema pgrecall to {}").format(role))
+        for kind in ("tables", "sequences"):
+            admin.execute(sql.SQL("grant all on all {} in schema pgrecall to {}").format(sql.SQL(kind), role))
+        with suppress(psycopg.errors.DuplicateObject):
+            admin.execute(sql.SQL("create role {}").format(group))
+        admin.execute(sql.SQL("grant {} to {}").format(group, role))
+        yield name
+        admin.execute(sql.SQL("drop owned by {} cascade").format(role))
+        admin.execute(sql.SQL("drop role {}").format(role))
+
+
+def test_a_worker_with_a_login_of_its_own_goes_on_if_it_has_the_group_role(
+    former: Previous, as_released: str, login: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        db = stack.enter_context(psycopg.connect(as_released, autocommit=True))
+        dsn = make_conninfo(as_released, user=login)
+        worker = stack.enter_context(worker_processes(tmp_path, dsn, former.wheel))()
+        add(db, "before", NOW - 10 * 365 * 24 * HOUR)
+        worker.event("recall_fired")
+        by_package(as_released)
+        add(db, "after", NOW - 10 * 365 * 24 * HOUR)
+        worker.event("recall_fired", 2)
+        worker.send(signal.SIGTERM)
+        assert worker.ended() == 0
+        assert trouble(worker) == []
+
+
 #: Calls that change or read recalls, with the statements that the release sends.
 _STATEMENTS = """
 import inspect, json, sys
@@ -544,6 +582,26 @@ def test_a_migration_locks_all_tables_that_it_changes_at_once(former: Previous, 
         taken = {lock["name"] for lock in rows(db, _OWN_LOCKS)}
     assert taken & there == set(re.findall(r"pgrecall\.(\w+)", the_lock().decode()))
     assert "workers" not in taken, "each worker reads it for seconds at a time: no lock on it is to be had"
+
+
+def test_an_index_of_a_large_table_can_be_built_before_the_upgrade(as_released: str, database: str) -> None:
+    page = (ROOT / "docs" / "upgrades.md").read_text(encoding="utf-8")
+    migration = (schema.sql_root() / schema.migrations()[schema.SCHEMA_VERSION]).read_text(encoding="utf-8")
+    with psycopg.connect(as_released, autocommit=True) as db:
+        for statement, name in re.findall(r"(create index concurrently if not exists (\w+) [^;]+);", page):
+            if name in migration:
+                db.execute(statement.encode())
+    by_package(as_released)
+    assert catalog(as_released) == catalog(database)
+
+
+def test_an_index_that_was_not_built_to_the_end_is_not_taken_for_one(as_released: str) -> None:
+    with psycopg.connect(as_released, autocommit=True) as db:
+        db.execute("insert into pgrecall.sessions (id, user_id) values ('a', 'ann'), ('b', 'ann')")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            db.execute("create unique index concurrently half_built on pgrecall.sessions (user_id)")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"index pgrecall\.half_built"):
+        by_package(as_released)
 
 
 def test_installing_again_locks_no_table(database: str) -> None:

@@ -6,13 +6,27 @@ insert into pgrecall.migrations (version, name) values (2, 'operations');
 -- has one of them locked while this waits for another, waits for no longer than lock_timeout. Not workers: each of them
 -- reads that table for seconds at a time (watch), so no lock on it is to be had while they run.
 do $$
+declare
+    v_index text;
 begin
+    select string_agg(format('pgrecall.%I', part.relname), ', ')
+    into v_index
+    from pg_index as built
+    join pg_class as part on part.oid = built.indexrelid
+    where part.relnamespace = 'pgrecall'::regnamespace
+        and not built.indisvalid;
+    if v_index is not null then
+        raise exception 'not built to the end: index %', v_index
+            using
+                errcode = 'object_not_in_prerequisite_state',
+                hint = 'Nothing has changed. Drop it, and build it again with CREATE INDEX CONCURRENTLY, or let the upgrade build it.';
+    end if;
     -- In the order in which claim() and finish() come to them: then one that is under way has the others to itself.
     lock table pgrecall.settings, pgrecall.session_recalls, pgrecall.sessions, pgrecall.session_messages,
         pgrecall.recall_runs, pgrecall.deliveries in access exclusive mode;
 exception
     when lock_not_available then
-        raise exception 'the tables of pgrecall are in use: %', coalesce(pgrecall._lock_holders(), 'by many for a moment')
+        raise exception 'the tables of pgrecall are in use: %', coalesce(pgrecall._lock_holders(), 'by many, for a moment each')
             using errcode = 'lock_not_available',
                 hint = 'Nothing has changed. Run it again when these transactions have ended, or end them: select pg_terminate_backend(…).';
 end $$;
