@@ -404,6 +404,10 @@ def ensure(dsn: str) -> None:
             schema.check(installed)
 
 
+#: An upgrade was committed while the call was under way: its function now gives more columns than it was planned for.
+#: The call has done nothing.
+UPGRADED = (psycopg.errors.DatatypeMismatch, psycopg.errors.InvalidFunctionDefinition)
+
 #: A pool opens a connection when somebody needs one, and leaves the next attempt after a failure to the next caller,
 #: who wants it at once: by itself it would pause longer and longer, and come back late after a long outage.
 _POOL: dict[str, Any] = {"name": "pgrecall", "kwargs": _CONNECT, "min_size": 0, "reconnect_timeout": 0.0, "open": False}
@@ -487,7 +491,10 @@ class AsyncDatabase:
         if connection is not None:
             return await run_async(connection, call)
         async with self._borrowed() as borrowed:
-            return await run_async(borrowed, call)
+            try:
+                return await run_async(borrowed, call)
+            except UPGRADED:
+                return await run_async(borrowed, call)
 
     async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
@@ -547,7 +554,10 @@ class SyncDatabase:
         if connection is not None:
             return run_sync(connection, call)
         with self._borrowed() as borrowed:
-            return run_sync(borrowed, call)
+            try:
+                return run_sync(borrowed, call)
+            except UPGRADED:
+                return run_sync(borrowed, call)
 
     def close(self) -> None:
         """Closes the connections; it opens new ones when used again."""

@@ -156,6 +156,10 @@ class SchemaTooNewError(SchemaError):
     """The schema in the database is newer than this package; upgrade the package."""
 
 
+class SchemaBusyError(SchemaError):
+    """An upgrade could not have the tables to itself in time: the message tells which transactions use them."""
+
+
 class SettingsError(RecallError):
     """A setting makes no sense: the message names it and its value."""
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import psycopg
 
-from pgrecall.errors import SchemaError, SchemaMissingError, SchemaOutdatedError, SchemaTooNewError
+from pgrecall._backoff import Backoff
+from pgrecall.errors import SchemaBusyError, SchemaError, SchemaMissingError, SchemaOutdatedError, SchemaTooNewError
 from pgrecall.model import InstalledSchema
 
 #: The version of sql/ that this package was made for; `pgrecall.schema_version()` says the database's.
 SCHEMA_VERSION = 2
+
+#: How long an upgrade waits for a table, with everybody else behind it. Less than a server's deadlock_timeout (1 s by
+#: default): a worker that waits for the upgrade, and for which the upgrade waits, shall not be the one that is stopped.
+LOCK_TIMEOUT = timedelta(seconds=0.5)
+
+#: For how long it tries again.
+PATIENCE = timedelta(seconds=60)
+
+#: Seconds between two attempts.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+
+_WHEN_BUSY = "Nothing has changed. Run it again when there are no long transactions."
 
 _FIRST_TIME = """\
 -- A first installation of pgrecall, for any client. A database that has pgrecall is upgraded by `pgrecall migrate`, or
@@ -85,24 +100,48 @@ def roles_script() -> str:
     return f"{_ROLES_BY_HAND}\n{made}\nselect pgrecall.grant_roles();\n"
 
 
-def install(connection: psycopg.Connection) -> int:
+def install(
+    connection: psycopg.Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT, patience: timedelta = PATIENCE
+) -> int:
     """Installs pgrecall into the database of this connection, or upgrades it, in one transaction.
 
-    Safe to run again and by several at once: later ones wait for the first and find nothing left to do.
+    Safe to run again and by several at once: later ones wait for the first and find nothing left to do. While workers
+    and producers are at work, too: see docs/upgrades.md.
 
     Args:
         connection: Any connection whose user may create the schema; not inside a transaction.
+        lock_timeout: The longest wait for a table that others use: meanwhile everybody else waits behind it. Then it
+            starts anew, after a pause.
+        patience: No new attempt after this time.
 
     Returns:
         How many run-once migrations it applied: 0 if the tables were up to date.
 
     Raises:
         SchemaTooNewError: The database was installed by a newer pgrecall.
+        SchemaBusyError: Others used the tables for all that time; nothing has changed.
         psycopg.Error: The server refused; nothing has changed then.
     """
+    pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+    ends = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            return _install_once(connection, lock_timeout)
+        except psycopg.errors.LockNotAvailable as error:
+            pause = pauses.pause()
+            if time.monotonic() + pause > ends:
+                raise SchemaBusyError(
+                    error.diag.message_primary or str(error), hint=error.diag.message_hint or _WHEN_BUSY
+                ) from error
+        time.sleep(pause)
+
+
+def _install_once(connection: psycopg.Connection, lock_timeout: timedelta) -> int:
     known = migrations()
     with connection.transaction():
         connection.execute(_text(BOOKKEEPING).encode())
+        milliseconds = max(1, round(lock_timeout / timedelta(milliseconds=1)))  # 0 would mean for ever
+        connection.execute("select pg_catalog.set_config('lock_timeout', %s, true)", [str(milliseconds)])
         row = connection.execute("select coalesce(max(version), 0) from pgrecall.migrations").fetchone()
         installed = int(row[0]) if row else 0
         if installed > max(known):

@@ -2,6 +2,9 @@
 --
 --     psql -v ON_ERROR_STOP=1 -f sql/install.sql
 --
+-- It waits for no table for longer than half a second, because everybody else would wait behind it, and then fails
+-- without a change. For more patience: -v lock_timeout=5s. See docs/upgrades.md.
+--
 -- One transaction: all of it happens or nothing. foundation/ and routines/ hold the one current definition of each
 -- function and are replaced on every run; a file of migrations/ runs once. `pgrecall migrate` runs the same files.
 
@@ -9,6 +12,11 @@
 \set ON_ERROR_STOP on
 begin;
 \ir migrations/0000_bookkeeping.sql
+\if :{?lock_timeout}
+\else
+    \set lock_timeout 500ms
+\endif
+set local lock_timeout = :'lock_timeout';
 do $$
 declare
     v_newer integer := (select max(version) from pgrecall.migrations where version > 2);
@@ -23,6 +31,7 @@ end $$;
 \ir foundation/25_text.sql
 \ir foundation/30_wake.sql
 \ir foundation/35_audit.sql
+\ir foundation/35_upgrade.sql
 select not exists (select from pgrecall.migrations where version = 1) as needed \gset
 \if :needed
     \ir migrations/0001_initial.sql

@@ -118,10 +118,11 @@ Start = Callable[..., WorkerProcess]
 
 
 @contextmanager
-def worker_processes(directory: Path, dsn: str) -> Iterator[Start]:
+def worker_processes(directory: Path, dsn: str, package: Path = ROOT) -> Iterator[Start]:
     """Gives a function that starts a worker with the given options; all of them are killed in the end.
 
-    It returns when the worker has said that it started, unless told not to wait.
+    It returns when the worker has said that it started, unless told not to wait. The package is this checkout, or the
+    wheel of another release.
     """
     (directory / "my_agent.py").write_text(AGENT)
     with ExitStack() as running:
@@ -130,7 +131,7 @@ def worker_processes(directory: Path, dsn: str) -> Iterator[Start]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pgrecall", "worker", "--agent", "my_agent:agent", "--dsn", dsn, *options],
                 cwd=directory,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,

@@ -21,9 +21,28 @@ from pgrecall.doctor import examine
 
 @click.command(cls=Verb)
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL of a first installation; touch no database.")
+@click.option(
+    "--lock-timeout",
+    type=times.duration,
+    metavar="TIME",
+    default="500ms",
+    show_default=True,
+    help="How long to wait, and have others wait, for a table in use.",
+)
+@click.option(
+    "--patience",
+    type=times.duration,
+    metavar="TIME",
+    default="60s",
+    show_default=True,
+    help="How long to try again and again if tables are in use.",
+)
 @click.pass_obj
-def migrate(target: Target, *, only_print: bool) -> None:
-    """Install the schema, or upgrade it. Safe to run again, and by several at once."""
+def migrate(target: Target, *, only_print: bool, lock_timeout: timedelta, patience: timedelta) -> None:
+    """Install the schema, or upgrade it. Safe to run again, and by several at once.
+
+    Workers and producers may go on meanwhile.
+    """
     if only_print:
         script = schema.script()
         if target.as_json:
@@ -41,7 +60,7 @@ def migrate(target: Target, *, only_print: bool) -> None:
         )
         found = database.installed_schema_sync(connection)
         before = found.version if found else None
-        applied = schema.install(connection)
+        applied = schema.install(connection, lock_timeout=lock_timeout, patience=patience)
         name = connection.info.dbname
     if target.as_json:
         print_json(

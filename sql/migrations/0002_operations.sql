@@ -2,6 +2,35 @@
 
 insert into pgrecall.migrations (version, name) values (2, 'operations');
 
+-- First and at once, all that is changed below and has rows: workers and producers wait from here to the commit, and who
+-- has one of them locked while this waits for another, waits for no longer than lock_timeout. Not workers: each of them
+-- reads that table for seconds at a time (watch), so no lock on it is to be had while they run.
+do $$
+declare
+    v_index text;
+begin
+    select string_agg(format('pgrecall.%I', part.relname), ', ')
+    into v_index
+    from pg_index as built
+    join pg_class as part on part.oid = built.indexrelid
+    where part.relnamespace = 'pgrecall'::regnamespace
+        and not built.indisvalid;
+    if v_index is not null then
+        raise exception 'not built to the end: index %', v_index
+            using
+                errcode = 'object_not_in_prerequisite_state',
+                hint = 'Nothing has changed. Drop it, and build it again with CREATE INDEX CONCURRENTLY, or let the upgrade build it.';
+    end if;
+    -- In the order in which claim() and finish() come to them: then one that is under way has the others to itself.
+    lock table pgrecall.settings, pgrecall.session_recalls, pgrecall.sessions, pgrecall.session_messages,
+        pgrecall.recall_runs, pgrecall.deliveries in access exclusive mode;
+exception
+    when lock_not_available then
+        raise exception 'the tables of pgrecall are in use: %', coalesce(pgrecall._lock_holders(), 'by many, for a moment each')
+            using errcode = 'lock_not_available',
+                hint = 'Nothing has changed. Run it again when these transactions have ended, or end them: select pg_terminate_backend(…).';
+end $$;
+
 -- Steering: pauses of a session or user, stopping a run, an occurrence out of turn
 
 -- A parameter more makes another function: with both of them there, calls would be ambiguous.
@@ -140,18 +169,26 @@ do $$
 declare
     v_rule record;
 begin
+    -- The rows keep these rules already, by their older text, and to read many of them again would hold everybody up:
+    -- then a constraint stays NOT VALID, which counts for every new row.
     for v_rule in
-        values
-            ('session_recalls', 'cron_must_be_a_valid_expression'),
-            ('session_recalls', 'time_zone_must_be_an_iana_name'),
-            ('sessions', 'time_zone_of_session_must_be_an_iana_name')
+        select rule.place, rule.name
+        from (values
+            ('session_recalls', 'cron_must_be_a_valid_expression',
+                (select count(*) from (select from pgrecall.session_recalls where cron is not null limit 10001) as some)),
+            ('session_recalls', 'time_zone_must_be_an_iana_name',
+                (select count(*) from (select from pgrecall.session_recalls where time_zone is not null limit 10001) as some)),
+            ('sessions', 'time_zone_of_session_must_be_an_iana_name',
+                (select count(*) from (select from pgrecall.sessions where time_zone is not null limit 10001) as some))
+        ) as rule (place, name, rows)
+        where rule.rows <= 10000
     loop
         begin
-            execute format('alter table pgrecall.%I validate constraint %I', v_rule.column1, v_rule.column2);
+            execute format('alter table pgrecall.%I validate constraint %I', v_rule.place, v_rule.name);
         exception
             when check_violation then
                 -- A zone that the server has dropped since: its rows stay, as they did under the rule before.
-                raise warning 'constraint % stays NOT VALID: %', v_rule.column2, sqlerrm
+                raise warning 'constraint % stays NOT VALID: %', v_rule.name, sqlerrm
                     using hint = 'Correct the rows, then: alter table … validate constraint ….';
         end;
     end loop;
@@ -287,6 +324,15 @@ alter table pgrecall.settings
     add column keep_audit interval default '1 year'
         constraint keep_audit_must_be_0_to_1000_years
             check (keep_audit between interval '0' and interval '1000 years');
+-- Who has a history from before this upgrade has not been asked whether it may go.
+update pgrecall.settings
+set keep_fired = null,
+    keep_failed = null,
+    keep_cancelled = null,
+    keep_runs = null,
+    keep_deliveries = null
+where exists (select from pgrecall.session_recalls)
+    or exists (select from pgrecall.recall_runs);
 comment on column pgrecall.settings.keep_fired is
     'How long recalls that have fired stay after their last change; null: for ever. See purge().';
 comment on column pgrecall.settings.keep_failed is 'The same for failed recalls.';
@@ -302,10 +348,10 @@ comment on column pgrecall.settings.keep_audit is 'How long rows of audit stay; 
 -- A pending or running row is in none of these: what a claim touches stays as small as what is pending. A row comes in
 -- when it ends and is not looked at before it expires. updated_at in an index forbids updates in place, which nearly
 -- no update of a recall is anyway: due_at, run_id and status are in indexes, too.
-create index recalls_ended on pgrecall.session_recalls (status, updated_at)
+create index if not exists recalls_ended on pgrecall.session_recalls (status, updated_at)
     where status in ('fired', 'failed', 'cancelled') and run_id is null;
 comment on index pgrecall.recalls_ended is 'Serves purge(): what has ended, by status, oldest first.';
-create index deliveries_ended on pgrecall.deliveries (ended_at) where ended_at is not null;
+create index if not exists deliveries_ended on pgrecall.deliveries (ended_at) where ended_at is not null;
 comment on index pgrecall.deliveries_ended is 'Serves purge(): what has ended, oldest first.';
 
 create table pgrecall.purges (

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from catalogtools import catalog
 from psycopg import sql
 from servers import Server, ServerUnavailable, old_server
-from sqltools import NOW, Doing, Ear, Row, add, call_one, claim_one, due, finish, rows, set_clock, value
+from sqltools import NOW, Doing, Ear, add, call_one, claim_one, due, finish, rows, set_clock, value
 
 from pgrecall import schema
 from pgrecall.errors import SchemaTooNewError
@@ -28,53 +29,6 @@ def run_psql(dsn: str, *options: str) -> subprocess.CompletedProcess[str]:
     assert PSQL is not None
     given = options or ("-v", "ON_ERROR_STOP=1", "-f", str(Path(str(schema.sql_root())) / "install.sql"))
     return subprocess.run([PSQL, "-X", "-d", dsn, *given], capture_output=True, text=True, timeout=30, check=False)
-
-
-def catalog(dsn: str) -> dict[str, list[Row]]:
-    """Describe everything in the schema that an installation makes."""
-    with psycopg.connect(dsn) as db:
-        return {
-            "functions": rows(
-                db,
-                """select pg_get_functiondef(p.oid) as source, obj_description(p.oid, 'pg_proc') as comment
-                from pg_proc as p where p.pronamespace = 'pgrecall'::regnamespace order by 1""",
-            ),
-            "relations": rows(
-                db,
-                """select c.relname, c.relkind, c.relpersistence, c.reloptions, c.relrowsecurity,
-                    obj_description(c.oid, 'pg_class') as comment,
-                    case when c.relkind = 'i' then pg_get_indexdef(c.oid) end as definition
-                from pg_class as c where c.relnamespace = 'pgrecall'::regnamespace order by 1""",
-            ),
-            "columns": rows(
-                db,
-                """select c.relname, a.attname, format_type(a.atttypid, a.atttypmod) as type, a.attnotnull,
-                    pg_get_expr(d.adbin, d.adrelid) as expression, a.attgenerated, a.attidentity,
-                    col_description(c.oid, a.attnum) as comment
-                from pg_class as c join pg_attribute as a on a.attrelid = c.oid
-                left join pg_attrdef as d on d.adrelid = c.oid and d.adnum = a.attnum
-                where c.relnamespace = 'pgrecall'::regnamespace and c.relkind in ('r', 'v') and a.attnum > 0
-                order by c.relname, a.attnum""",
-            ),
-            "constraints": rows(
-                db,
-                """select conrelid::regclass::text as place, conname, pg_get_constraintdef(oid) as definition
-                from pg_constraint where connamespace = 'pgrecall'::regnamespace order by 1, 2""",
-            ),
-            "triggers": rows(
-                db,
-                """select pg_get_triggerdef(t.oid) as definition, t.tgenabled, t.tgdeferrable, t.tginitdeferred,
-                    obj_description(t.oid, 'pg_trigger') as comment
-                from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
-                where c.relnamespace = 'pgrecall'::regnamespace and not t.tgisinternal order by 1""",
-            ),
-            "sequences": rows(
-                db,
-                """select sequencename, data_type, start_value, min_value, max_value, increment_by, cycle, cache_size
-                from pg_sequences where schemaname = 'pgrecall' order by 1""",
-            ),
-            "migrations": rows(db, "select version, name from pgrecall.migrations order by 1"),
-        }
 
 
 def install(dsn: str) -> int:
