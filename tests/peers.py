@@ -350,11 +350,12 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> list[str]:
+    """The command of a program that must be in PATH."""
     found = shutil.which(name)
     if found is None:
         missing(f"{name} is not installed")
-    return str(found)
+    return [str(found)]
 
 
 @dataclass(frozen=True)
@@ -392,7 +393,7 @@ def node_modules() -> Path:
     """A folder with node-postgres in its node_modules, fetched once."""
     node = Path.home() / ".cache" / "pgrecall" / f"node-postgres-{_NODE_POSTGRES}"
     if not node.exists():
-        npm = _tool("npm")
+        npm = tool("npm")
         node.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=node.parent, prefix="fetch-") as work:
             place = Path(work, "modules")
@@ -400,7 +401,7 @@ def node_modules() -> Path:
             options = ["--no-audit", "--no-fund", "--no-package-lock", "--silent", "--prefix", str(place)]
             try:
                 done = subprocess.run(
-                    [npm, "install", *options, f"pg@{_NODE_POSTGRES}"],
+                    [*npm, "install", *options, f"pg@{_NODE_POSTGRES}"],
                     capture_output=True, text=True, timeout=40, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
@@ -435,7 +436,7 @@ def go_variables() -> dict[str, str]:
 @cache
 def libpq_flags() -> tuple[list[str], list[str]]:
     """What cc needs to compile with libpq, and to link."""
-    directory = subprocess.run([_tool("pg_config"), "--includedir"], capture_output=True, text=True, check=True)
+    directory = subprocess.run([*tool("pg_config"), "--includedir"], capture_output=True, text=True, check=True)
     headers = directory.stdout.strip()
     if not Path(headers, "libpq-fe.h").exists():
         missing("libpq's headers are not installed")
@@ -444,45 +445,45 @@ def libpq_flags() -> tuple[list[str], list[str]]:
 
 @cache
 def _node() -> list[str]:
-    return [_tool("node"), str(PEERS / "node.mjs")]
+    return [*tool("node"), str(PEERS / "node.mjs")]
 
 
 @cache
 def _java(mode: str) -> list[str]:
     classes = _build_folder() / "java"
     if not classes.exists():
-        build(_tool("javac"), "-cp", pgjdbc(), "-d", classes, PEERS / "Jdbc.java")
-    return [_tool("java"), "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", f"{classes}:{pgjdbc()}", "Jdbc", mode]
+        build(*tool("javac"), "-cp", pgjdbc(), "-d", classes, PEERS / "Jdbc.java")
+    return [*tool("java"), "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", f"{classes}:{pgjdbc()}", "Jdbc", mode]
 
 
 @cache
-def _perl() -> list[str]:
-    perl = _tool("perl")
-    if subprocess.run([perl, "-MDBD::Pg", "-e", "1"], capture_output=True, check=False).returncode:
+def perl() -> list[str]:
+    """Perl with DBD::Pg."""
+    if subprocess.run([*tool("perl"), "-MDBD::Pg", "-e", "1"], capture_output=True, check=False).returncode:
         missing("DBD::Pg is not installed")
-    return [perl, str(PEERS / "perl.pl")]
+    return tool("perl")
 
 
 @cache
-def _ruby() -> list[str]:
-    ruby = _tool("ruby")
-    if subprocess.run([ruby, "-rpg", "-e", "1"], capture_output=True, check=False).returncode:
+def ruby() -> list[str]:
+    """Ruby with ruby-pg."""
+    if subprocess.run([*tool("ruby"), "-rpg", "-e", "1"], capture_output=True, check=False).returncode:
         missing("ruby-pg is not installed")
-    return [ruby, str(PEERS / "ruby.rb")]
+    return tool("ruby")
 
 
 @cache
-def _php() -> list[str]:
-    php = _tool("php")
-    if b"pdo_pgsql" not in subprocess.run([php, "-m"], capture_output=True, check=False).stdout:
+def php() -> list[str]:
+    """PHP with PDO's driver for PostgreSQL."""
+    if b"pdo_pgsql" not in subprocess.run([*tool("php"), "-m"], capture_output=True, check=False).stdout:
         missing("PDO's driver for PostgreSQL is not installed")
-    return [php, str(PEERS / "peer.php")]
+    return tool("php")
 
 
 @cache
 def _go() -> list[str]:
     program = _build_folder() / "go"
-    build(_tool("go"), "build", "-o", program, PEERS / "peer.go", **go_variables())
+    build(*tool("go"), "build", "-o", program, PEERS / "peer.go", **go_variables())
     return [str(program)]
 
 
@@ -490,7 +491,7 @@ def _go() -> list[str]:
 def _c() -> list[str]:
     program = _build_folder() / "libpq"
     compiling, linking = libpq_flags()
-    build(_tool("cc"), "-Wall", "-Werror", *compiling, "-o", program, PEERS / "libpq.c", *linking)
+    build(*tool("cc"), "-Wall", "-Werror", *compiling, "-o", program, PEERS / "libpq.c", *linking)
     return [str(program)]
 
 
@@ -501,9 +502,9 @@ LANGUAGES = {
         Language("java", "pgjdbc", lambda: _java("extended"), spelled=question_marks),
         Language("java-simple", "pgjdbc, simple protocol", lambda: _java("simple"), spelled=question_marks),
         Language("go", "lib/pq", _go),
-        Language("perl", "DBD::Pg", _perl, spelled=question_marks),
-        Language("ruby", "ruby-pg", _ruby),
-        Language("php", "PDO", _php, spelled=question_marks),
+        Language("perl", "DBD::Pg", lambda: [*perl(), str(PEERS / "perl.pl")], spelled=question_marks),
+        Language("ruby", "ruby-pg", lambda: [*ruby(), str(PEERS / "ruby.rb")]),
+        Language("php", "PDO", lambda: [*php(), str(PEERS / "peer.php")], spelled=question_marks),
         Language("c", "libpq", _c),
     )
 }

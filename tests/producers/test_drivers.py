@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-from faults.proxy import Proxy
 from peers import DRIVERS, LANGUAGES, Peer, Refused, document, moment, peer
 from sqltools import HOUR, MINUTE, Ear, add_session, claim, due, recall
 from workertools import Recorder, sql, working
@@ -20,27 +19,11 @@ INSERT = """insert into pgrecall.session_recalls (session_id, trigger_at, additi
 pytestmark = pytest.mark.timeout(120)  # the first test of a language compiles its program, or fetches the driver
 
 
-@pytest.fixture
-def address(database: str) -> Iterator[str]:
-    """The database by TCP, which not every driver can do without."""
-    with Proxy(database) as way:
-        yield way.dsn
-
-
 @pytest.fixture(params=DRIVERS)
 def driver(request: pytest.FixtureRequest, address: str) -> Iterator[Peer]:
     """A connection by one of the drivers."""
     with peer(request.param, address) as connected:
         yield connected
-
-
-@pytest.fixture
-def ear(database: str) -> Iterator[Ear]:
-    """A worker's connection; the sessions s1 to s9 exist."""
-    listener = Ear(database)
-    add_session(listener.connection, *(f"s{number}" for number in range(1, 10)), user_id="u1")
-    yield listener
-    listener.close()
 
 
 def soon(delta: timedelta) -> datetime:

@@ -58,7 +58,7 @@ class Jdbc {
     public static void main(String[] arguments) throws Exception {
         Map<String, String> env = System.getenv();
         String url = "jdbc:postgresql://" + env.get("PGHOST") + ":" + env.get("PGPORT") + "/" + env.get("PGDATABASE")
-            + "?user=" + env.get("PGUSER") + "&preferQueryMode=" + arguments[0];
+            + "?user=" + env.get("PGUSER") + "&password=" + env.get("PGPASSWORD") + "&preferQueryMode=" + arguments[0];
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         try (Connection connection = DriverManager.getConnection(url)) {
             for (String line; (line = in.readLine()) != null; ) {

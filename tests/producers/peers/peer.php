@@ -1,7 +1,7 @@
 <?php
 // Does with PDO what a test asks for, see README.md.
 $place = sprintf("pgsql:host=%s;port=%s;dbname=%s", getenv("PGHOST"), getenv("PGPORT"), getenv("PGDATABASE"));
-$db = new PDO($place, getenv("PGUSER"));
+$db = new PDO($place, getenv("PGUSER"), getenv("PGPASSWORD"));
 
 function shown($cell): string {
     if ($cell === null) return "n";
