@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "producers.md"
 PROGRAMS = {
     title[1]: block.text
     for block in blocks(PAGE.read_text(encoding="utf-8"))
-    if (title := re.match(r"(?:<\?php\n)?(?:#|//|/\*) (remind\w*\.\w+)", block.text))
+    if (title := re.match(r"(?:<\?php\n)?(?:#|//|/\*) ([Rr]emind\w*\.\w+)", block.text))
 }
 
 
