@@ -100,6 +100,13 @@ def names(statement: str) -> str:
     return re.sub(r"\$(\d+)", r":v\1", statement)
 
 
+def asyncpg_arguments(dsn: str) -> dict[str, Any]:
+    """The address as asyncpg takes it; not by keywords of libpq."""
+    parts = conninfo_to_dict(dsn)
+    given = {name: parts[name] for name in ("host", "port", "user", "password") if parts.get(name)}
+    return {**given, "database": parts["dbname"]}
+
+
 # Drivers of Python
 
 
@@ -183,7 +190,9 @@ class Asyncpg:
 
     def __init__(self, dsn: str) -> None:
         self._loop = asyncio.Runner()
-        given = {name: value for name, value in conninfo_to_dict(dsn).items() if name in {"host", "port", "user", "password"}}
+        given = {
+            name: value for name, value in conninfo_to_dict(dsn).items() if name in {"host", "port", "user", "password"}
+        }
         self._connection: Any = self._loop.run(asyncpg.connect(database=conninfo_to_dict(dsn)["dbname"], **given))
         self._transaction: Any = None
 
@@ -197,7 +206,9 @@ class Asyncpg:
         try:
             return self._loop.run(run())
         except asyncpg.PostgresError as error:
-            raise Refused(error.sqlstate, str(error.args[0]), error.detail, error.hint, error.constraint_name) from error
+            raise Refused(
+                error.sqlstate, str(error.args[0]), error.detail, error.hint, error.constraint_name
+            ) from error
 
     def begin(self) -> None:
         """Begin."""
@@ -236,10 +247,9 @@ class SqlAlchemyCore:
         except sqlalchemy.exc.DBAPIError as error:
             if not self._in_transaction:
                 self._connection.rollback()
-            assert isinstance(error.orig, psycopg.Error)
-            told = error.orig.diag
+            told = error.orig.diag  # type: ignore[union-attr]
             raise Refused(
-                error.orig.sqlstate, told.message_primary, told.message_detail, told.message_hint, told.constraint_name
+                told.sqlstate, told.message_primary, told.message_detail, told.message_hint, told.constraint_name
             ) from error
         if not self._in_transaction:
             self._connection.commit()

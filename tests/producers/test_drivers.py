@@ -12,7 +12,7 @@ from peers import DRIVERS, LANGUAGES, Peer, Refused, document, moment, peer
 from sqltools import HOUR, MINUTE, Ear, add_session, claim, due, recall
 from workertools import Recorder, sql, working
 
-MESSAGE = "Ask O'Hara: \"50 % off?\" \\n is no line break;\n$1 and :v1 and ? are no placeholders – 🦉 żółw"
+MESSAGE = 'Ask O\'Hara: "50 % off?" \\n is no line break;\n$1 and :v1 and ? are no placeholders 🦉 żółw'
 INSERT = """insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message)
     values ($1, $2, $3) returning id, due_at"""
 
@@ -87,7 +87,9 @@ def test_a_transaction_of_any_level_wakes_when_it_commits(driver: Peer, ear: Ear
 
 
 def test_a_time_arrives_and_comes_back_as_the_same_moment(driver: Peer, ear: Ear) -> None:
-    for number, at in enumerate((soon(HOUR), datetime(2031, 7, 1, 12, tzinfo=UTC), datetime(1999, 1, 1, tzinfo=UTC)), 1):
+    for number, at in enumerate(
+        (soon(HOUR), datetime(2031, 7, 1, 12, tzinfo=UTC), datetime(1999, 1, 1, tzinfo=UTC)), 1
+    ):
         ((made, returned),) = driver.execute(INSERT, f"s{number}", at, "hello")
         assert moment(returned) == at
         assert recall(ear.connection, made)["trigger_at"] == at
@@ -215,6 +217,13 @@ def test_a_connection_goes_on_after_a_refusal(driver: Peer, ear: Ear) -> None:
     driver.execute(INSERT, "s1", soon(HOUR), "hello")
     driver.commit()
     assert claim(ear.connection).next_due_at is not None
+
+
+def test_pgjdbc_sets_the_time_zone_of_its_java(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a time without an offset is read in that one: what the page warns of."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    with peer("java", address) as driver:
+        assert driver.execute("show timezone") == [("Asia/Tokyo",)]
 
 
 def test_all_languages_of_the_page_are_tested() -> None:

@@ -14,18 +14,12 @@ from urllib.parse import quote
 
 import peers
 import pytest
+from producerpage import BLOCKS, PAGE, PROGRAMS
 from psycopg.conninfo import conninfo_to_dict
 from sqltools import Ear, recall, value
-from test_docs import ADDRESS, ROOT, blocks
+from test_docs import ADDRESS
 
 pytestmark = pytest.mark.timeout(120)  # the first test of a language may fetch its driver
-
-PAGE = ROOT / "docs" / "producers.md"
-PROGRAMS = {
-    title[1]: block.text
-    for block in blocks(PAGE.read_text(encoding="utf-8"))
-    if (title := re.match(r"(?:<\?php\n)?(?:#|//|/\*) ([Rr]emind\w*\.\w+)", block.text))
-}
 
 
 @dataclass(frozen=True)
@@ -124,10 +118,12 @@ def test_a_program_of_the_page_writes_both_rows_or_none(name: str, address: str,
 
 
 def test_the_shell_of_the_page_writes_both_rows_or_none(address: str, ear: Ear, tmp_path: Path) -> None:
-    (shell,) = (block.text for block in blocks(PAGE.read_text(encoding="utf-8")) if block.text.startswith("psql "))
+    (shell,) = (block.text for block in BLOCKS if block.text.startswith("psql "))
     ready(ear)
     script = tmp_path / "remind.sh"
-    script.write_text(shell.replace("order=88", 'order="$1"').replace("psql ", f"{shlex.quote(*peers.tool('psql'))} -XAtq ", 1))
+    script.write_text(
+        shell.replace("order=88", 'order="$1"').replace("psql ", f"{shlex.quote(*peers.tool('psql'))} -XAtq ", 1)
+    )
     check(ear, Program(("sh", str(script)), peers.environment(address)))
 
 
@@ -136,8 +132,7 @@ def test_the_page_has_programs_for_all_languages() -> None:
 
 
 def test_the_page_lists_exactly_the_columns_that_a_producer_may_not_write(ear: Ear) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    told = page[page.index("**Not to be written.**") : page.index("## The role")]
+    told = PAGE[PAGE.index("**Not to be written.**") : PAGE.index("## The role")]
     found = ear.connection.execute(
         """select attname from pg_attribute where attrelid = 'pgrecall.session_recalls'::regclass and attnum > 0
             and not attisdropped
@@ -151,8 +146,7 @@ def test_the_page_lists_exactly_the_columns_that_a_producer_may_not_write(ear: E
 
 
 def test_each_error_that_the_page_names_exists(ear: Ear) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    rules = re.findall(r"`\d{5}`, `(\w+)`", page)
+    rules = re.findall(r"`\d{5}`, `(\w+)`", PAGE)
     known = ear.connection.execute(
         "select conname::text from pg_constraint union select relname::text from pg_class where relkind = 'i'"
     )
