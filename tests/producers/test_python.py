@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 import types
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -13,7 +18,7 @@ import psycopg
 import psycopg2  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy
-from peers import asyncpg_arguments
+from peers import asyncpg_arguments, environment
 from producerpage import PROGRAMS
 from sqlalchemy import MetaData, Table, create_engine, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -285,6 +290,45 @@ async def test_an_error_under_the_async_session_has_the_name_of_the_rule(
     await engine.dispose()
     assert caught.value.orig is not None
     assert caught.value.orig.__cause__.constraint_name == "session_of_recall_must_exist"  # type: ignore[union-attr]
+
+
+# Django: one process, one set of settings, so the model is asked in a process of its own
+
+DJANGO = """
+import json
+import remind_django as page
+
+page.timezone.activate("UTC")
+at = page.timezone.now() + page.timedelta(hours=1)
+one = page.Recall(session_id="s1", trigger_at=at, additional_context_message="hello", metadata={"a": [1]})
+one.save()
+many = page.Recall.objects.bulk_create([
+    page.Recall(id=f"mine-{n}", session_id=f"s{n}", trigger_at=at, additional_context_message="hello") for n in (2, 3)
+])
+again = page.Recall(session_id="s1", trigger_at=at, additional_context_message="again")
+page.Recall.objects.bulk_create([again], ignore_conflicts=True)
+page.Recall.objects.filter(session_id="s2", status="pending").update(status="cancelled")
+page.Recall.objects.get(pk="mine-3").delete()
+one.trigger_at = at + page.timedelta(hours=1)
+one.save(update_fields=["trigger_at"])
+print(json.dumps([one.id, one.status, one.call_type, one.trigger_at.isoformat()]))
+"""
+
+
+def test_the_django_model_of_the_page_inserts_changes_and_deletes(address: str, ear: Ear, tmp_path: Path) -> None:
+    (tmp_path / "remind_django.py").write_text(PROGRAMS["remind_django.py"], encoding="utf-8")
+    (tmp_path / "try.py").write_text(DJANGO, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "try.py"],
+        cwd=tmp_path, env=os.environ | environment(address), capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made, *shown, at = json.loads(done.stdout)
+    assert shown == ["pending", "once"]
+    assert recall(ear.connection, made)["due_at"] == datetime.fromisoformat(at)
+    assert recall(ear.connection, made)["metadata"] == {"a": [1]}
+    assert recall(ear.connection, "mine-2")["status"] == "cancelled"
+    assert value(ear.connection, "select count(*) from pgrecall.session_recalls") == 2
 
 
 # Two-phase commit
