@@ -82,9 +82,7 @@ def test_a_refused_row_of_executemany_leaves_none(address: str, ear: Ear) -> Non
 def test_a_binary_copy_by_way_of_a_temporary_table_wakes(address: str, ear: Ear) -> None:
     at = soon(HOUR)
     with psycopg.connect(address) as producer, producer.cursor() as cursor:
-        cursor.execute(
-            "create temp table wanted (session_id text, trigger_at timestamptz, message text) on commit drop"
-        )
+        cursor.execute("create temp table wanted (session_id text, trigger_at timestamptz, said text) on commit drop")
         with cursor.copy("copy wanted from stdin (format binary)") as copy:
             copy.set_types(["text", "timestamptz", "text"])
             for number in range(1, 6):
@@ -311,6 +309,12 @@ page.Recall.objects.filter(session_id="s2", status="pending").update(status="can
 page.Recall.objects.get(pk="mine-3").delete()
 one.trigger_at = at + page.timedelta(hours=1)
 one.save(update_fields=["trigger_at"])
+try:
+    one.save()
+except page.django.db.ProgrammingError as error:
+    assert error.__cause__.sqlstate == "42501", error
+else:
+    raise AssertionError("an object was written back whole")
 print(json.dumps([one.id, one.status, one.call_type, one.trigger_at.isoformat()]))
 """
 
