@@ -31,6 +31,13 @@ def address(database: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def owner(database: str) -> Iterator[str]:
+    """The database by TCP for its owner, who may do everything."""
+    with Proxy(database) as way:
+        yield way.dsn
+
+
+@pytest.fixture
 def ear(database: str) -> Iterator[Ear]:
     """A worker's connection; the sessions s1 to s9 exist."""
     listener = Ear(database)

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from peers import DRIVERS, LANGUAGES, Peer, Refused, document, moment, peer
-from sqltools import HOUR, MINUTE, Ear, add_session, claim, due, recall
+from sqltools import HOUR, MINUTE, Ear, add_session, claim, claim_one, due, recall
 from workertools import Recorder, sql, working
 
 MESSAGE = 'Ask O\'Hara: "50 % off?" \\n is no line break;\n$1 and :v1 and ? are no placeholders 🦉 żółw'
@@ -146,7 +146,7 @@ def test_an_insert_can_be_repeated_with_a_key(driver: Peer, ear: Ear) -> None:
     assert driver.execute(ask, "s1", soon(HOUR), "hello", "order-88") == []
 
 
-def test_it_moves_cancels_and_deletes(driver: Peer, ear: Ear) -> None:
+def test_it_moves_and_cancels(driver: Peer, ear: Ear) -> None:
     at = soon(HOUR)
     ((made, _),) = driver.execute(INSERT, "s1", at, "hello")
     assert claim(ear.connection).next_due_at == at
@@ -155,8 +155,17 @@ def test_it_moves_cancels_and_deletes(driver: Peer, ear: Ear) -> None:
     assert ear.heard() == [due(at - MINUTE)]
     driver.execute("update pgrecall.session_recalls set status = 'cancelled' where id = $1", made)
     assert claim(ear.connection).next_due_at is None
-    ((status,),) = driver.execute("delete from pgrecall.session_recalls where id = $1 returning status", made)
-    assert status == "cancelled"
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_a_delete_ends_the_run_if_the_role_may(name: str, owner: str, ear: Ear) -> None:
+    with peer(name, owner) as driver:
+        ((made, _),) = driver.execute(INSERT, "s1", soon(-MINUTE), "hello")
+        run = claim_one(ear.connection)
+        ear.heard()
+        rows = driver.execute("delete from pgrecall.session_recalls where id = $1 returning status", made)
+    assert rows == [("running",)]
+    assert ear.heard() == [f"stop {run['run_id']}"]
 
 
 #: Columns that an INSERT is refused for, with SQLSTATE and constraint.
@@ -206,6 +215,23 @@ def test_a_refusal_of_the_function_arrives_with_its_code_message_and_hint(driver
         assert caught.value.sqlstate == sqlstate, arguments
         assert message in (caught.value.message or ""), arguments
         assert (caught.value.hint or "").startswith(hint), arguments
+
+
+#: What a producer may not: statements, all refused with 42501.
+FORBIDDEN = [
+    "delete from pgrecall.session_recalls",
+    "insert into pgrecall.session_recalls (session_id, additional_context_message, attempt) values ('s1', 'hello', 3)",
+    "insert into pgrecall.session_recalls (session_id, additional_context_message, deliver_to) "
+    "values ('s1', 'hello', 'https://example.com')",
+    "update pgrecall.session_recalls set session_id = 's2'",
+]
+
+
+def test_what_the_role_may_not_is_refused_with_one_code(driver: Peer, ear: Ear) -> None:
+    for statement in FORBIDDEN:
+        with pytest.raises(Refused) as caught:
+            driver.execute(statement)
+        assert caught.value.sqlstate == "42501", statement
 
 
 def test_a_connection_goes_on_after_a_refusal(driver: Peer, ear: Ear) -> None:

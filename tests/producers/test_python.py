@@ -203,9 +203,6 @@ def test_an_object_can_be_moved_and_cancelled(page: types.ModuleType, engine: sq
         session.execute(update(page.Recall).where(page.Recall.id == one.id).values(status="cancelled"))
         session.commit()
         assert (one.status, one.due_at) == ("cancelled", None)
-        session.delete(one)
-        session.commit()
-    assert value(ear.connection, "select count(*) from pgrecall.session_recalls") == 0
 
 
 def test_many_objects_are_one_statement_and_one_message(
@@ -306,7 +303,6 @@ many = page.Recall.objects.bulk_create([
 again = page.Recall(session_id="s1", trigger_at=at, additional_context_message="again")
 page.Recall.objects.bulk_create([again], ignore_conflicts=True)
 page.Recall.objects.filter(session_id="s2", status="pending").update(status="cancelled")
-page.Recall.objects.get(pk="mine-3").delete()
 one.trigger_at = at + page.timedelta(hours=1)
 one.save(update_fields=["trigger_at"])
 try:
@@ -319,7 +315,7 @@ print(json.dumps([one.id, one.status, one.call_type, one.trigger_at.isoformat()]
 """
 
 
-def test_the_django_model_of_the_page_inserts_changes_and_deletes(address: str, ear: Ear, tmp_path: Path) -> None:
+def test_the_django_model_of_the_page_inserts_and_changes(address: str, ear: Ear, tmp_path: Path) -> None:
     (tmp_path / "remind_django.py").write_text(PROGRAMS["remind_django.py"], encoding="utf-8")
     (tmp_path / "try.py").write_text(DJANGO, encoding="utf-8")
     done = subprocess.run(
@@ -332,7 +328,7 @@ def test_the_django_model_of_the_page_inserts_changes_and_deletes(address: str, 
     assert recall(ear.connection, made)["due_at"] == datetime.fromisoformat(at)
     assert recall(ear.connection, made)["metadata"] == {"a": [1]}
     assert recall(ear.connection, "mine-2")["status"] == "cancelled"
-    assert value(ear.connection, "select count(*) from pgrecall.session_recalls") == 2
+    assert value(ear.connection, "select count(*) from pgrecall.session_recalls") == 3
 
 
 # Two-phase commit
