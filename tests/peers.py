@@ -7,6 +7,7 @@ their standard input. What is not installed skips its tests, unless PGRECALL_REQ
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import re
@@ -383,11 +384,8 @@ class Language:
 @cache
 def _build_folder() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="pgrecall-peers-")
-    _KEPT.append(folder)
+    atexit.register(folder.cleanup)
     return Path(folder.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def build(*command: str | Path, **variables: str) -> None:
