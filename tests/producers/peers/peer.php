@@ -31,6 +31,7 @@ while (($line = fgets(STDIN)) !== false) {
                 while ($row = $statement->fetch(PDO::FETCH_NUM)) {
                     echo implode("\t", ["row", ...array_map("shown", $row)]), "\n";
                 }
+                $statement = null; // else PDO deallocates it within the next transaction, before that one's first words
         }
         echo "ok\n";
     } catch (PDOException $error) {
