@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import peers
+import pglast
+import psycopg
 import pytest
 from producerpage import BLOCKS, PAGE, PROGRAMS
 from psycopg.conninfo import conninfo_to_dict
@@ -129,6 +131,18 @@ def test_the_shell_of_the_page_writes_both_rows_or_none(address: str, ear: Ear, 
 
 def test_the_page_has_programs_for_all_languages() -> None:
     assert {Path(name).suffix for name in PROGRAMS} == set(COMMANDS)
+
+
+def test_the_statements_of_the_page_work_for_a_producer(address: str, database: str) -> None:
+    """tests/test_docs.py runs them as the owner."""
+    setting, *statements = [block.text for block in BLOCKS if block.language == "sql" and not block.options]
+    with psycopg.connect(database, autocommit=True) as owner:
+        owner.execute(setting.encode())
+    with psycopg.connect(address, autocommit=True) as producer:
+        for statement in (one for text in statements for one in pglast.split(text)):
+            producer.execute(statement.encode())
+        found = producer.execute("select session_id, status from pgrecall.session_recalls order by 1")
+        assert found.fetchall() == [("s1", "cancelled"), *((f"s{number}", "pending") for number in (2, 3, 4))]
 
 
 def test_the_page_lists_exactly_the_columns_that_a_producer_may_not_write(ear: Ear) -> None:
