@@ -954,7 +954,8 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
             set search_path = '' as $$ select pg_catalog.current_setting('test.now')::timestamptz $$"""
         )
         admin.execute(
-            "create or replace function pgrecall._caller() returns text language sql stable as $$ select 'the operator' $$"
+            "create or replace function pgrecall._caller() returns text language sql stable"
+            " as $$ select 'the operator' $$"
         )
     connected = psycopg.connect(database)
     try:
