@@ -156,7 +156,10 @@ def test_psql_leaves_a_database_of_a_newer_package_alone(database: str) -> None:
     before = catalog(database)
     done = run_psql(database)
     assert done.returncode == 3
-    assert f"the pgrecall schema in the database is version 999, these files were made for {schema.SCHEMA_VERSION}" in done.stderr
+    assert (
+        f"the pgrecall schema in the database is version 999, these files were made for {schema.SCHEMA_VERSION}"
+        in done.stderr
+    )
     assert catalog(database) == before
 
 
