@@ -1,10 +1,10 @@
 -- Pausing a session or a user: also recalls that are made later are not run.
 --
--- A pause is one row of pgrecall.pauses, however many recalls it is about. claim() looks whether there is any such row,
--- hardly ever is, and pauses what it finds due and covered (_pause_due), so that it leaves the eligible set and nobody
--- wakes up for it again. Lock order: the row of pauses, then recalls. claim() waits for neither: it shares the row
--- of the pause that it acts on, so whoever ends or changes that pause waits for it, and sees what it has paused; and if
--- somebody is ending the pause right now, it puts the recall off for a second.
+-- A pause is one row of pgrecall.pauses, however many recalls it is about. A claim() that finds something due looks
+-- whether there is any such row, hardly ever is, and pauses what is due and covered (_pause_due), so that it leaves the
+-- eligible set and nobody wakes up for it again. Lock order: the row of pauses, then recalls. claim() waits for neither:
+-- it shares the row of the pause that it acts on, so whoever ends or changes that pause waits for it, and sees what it
+-- has paused; and if somebody is ending the pause right now, it puts the recall off for a second.
 
 create or replace function pgrecall._paused_by(session_id text, user_id text)
 returns bigint
@@ -20,7 +20,7 @@ as $$
     limit 1;
 $$;
 comment on function pgrecall._paused_by(text, text) is
-    'The pause that keeps the recalls of a session from being run, its own before that of its user; null: none does. Called by claim, run_now and _pause_due.';
+    'The pause that keeps the recalls of a session from being run, its own before that of its user; null: none does. Called by claim, _take, _pause_due, run_now and run_recalls_now.';
 
 create or replace function pgrecall._pause_text(pause pgrecall.pauses)
 returns text
@@ -35,7 +35,7 @@ comment on function pgrecall._pause_text(pgrecall.pauses) is
     'The pause_reason of the recalls that a pause of a session or user has paused.';
 
 create or replace function pgrecall._pause_due(at_time timestamptz)
-returns boolean
+returns void
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
@@ -69,9 +69,6 @@ begin
         limit 500
         for no key update of recall, session skip locked
     );
-    if cardinality(v_due) = 0 then
-        return false;
-    end if;
     update pgrecall.session_recalls as recall
     set paused_at = at_time,
         paused_until = case
@@ -84,11 +81,10 @@ begin
     join pgrecall.pauses as pause on pause.id = pgrecall._paused_by(session.id, session.user_id)
     where recall.id = any(v_due)
         and session.id = recall.session_id;
-    return true;
 end;
 $$;
 comment on function pgrecall._pause_due(timestamptz) is
-    'Pauses the recalls that are due in a session that is paused, or whose user is, so that nobody looks at them again before the pause ends; forgets pauses that have ended. A pause that somebody is changing right now is taken for one of a second. True if it changed any recall. Called by claim if there are pauses at all. Locks: pauses, then recalls and sessions, skipping locked ones.';
+    'Pauses the recalls that are due in a session that is paused, or whose user is, so that nobody looks at them again before the pause ends; forgets pauses that have ended. A pause that somebody is changing right now is taken for one of a second. Called by _take if there are pauses at all and anything is due. Locks: pauses, then recalls and sessions, skipping locked ones.';
 
 create or replace function pgrecall._check_isolation(what text)
 returns void

@@ -415,17 +415,23 @@ begin
                         and pgrecall._is_suspect(held)
                 )
             )
-            -- Hardly ever is anybody paused, and then this is one look at an empty table.
-            and not (
-                exists (select from pgrecall.pauses)
-                and pgrecall._paused_by(recall.session_id, session.user_id) is not null
-            )
         order by recall.due_at
         limit _take.up_to
         for no key update of recall, session skip locked
     ) as due;
     looked := cardinality(v_suspects);
-    if looked = 0 then
+    -- Hardly ever is anybody paused: this is one look at an empty table, and none while nothing is due.
+    if looked > 0 and exists (select from pgrecall.pauses) then
+        perform pgrecall._pause_due(_take.at_time);
+        select
+            array_agg(v_recalls[locked.place]),
+            array_agg(v_sessions[locked.place]),
+            coalesce(array_agg(v_suspects[locked.place]), array[]::boolean[])
+        into v_recalls, v_sessions, v_suspects
+        from generate_subscripts(v_suspects, 1) as locked (place)
+        where pgrecall._paused_by(v_recalls[locked.place].session_id, v_sessions[locked.place].user_id) is null;
+    end if;
+    if cardinality(v_suspects) = 0 then
         taken := array[]::pgrecall.session_recalls[];
         texts := array[]::text[];
         put_off := array[]::pgrecall.session_recalls[];
@@ -439,7 +445,7 @@ begin
 end;
 $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
-    'Takes due recalls and their sessions for a worker as _assign says; looked is how many there were. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
+    'Takes due recalls and their sessions for a worker as _assign says; those whose session or user is paused are paused in place of taken. looked is how many were due. Called by claim. Locks: due recalls and their sessions, then pauses, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -531,9 +537,6 @@ begin
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
     if claim.up_to > 0 and not v_paused then
-        if exists (select from pgrecall.pauses) then
-            v_made_due := pgrecall._pause_due(v_now) or v_made_due;
-        end if;
         begin
             select took.looked, took.taken, took.texts, took.put_off
             into v_looked, v_claimed, v_texts, v_deferred
@@ -578,6 +581,10 @@ begin
                     end;
                 end loop;
         end;
+        if v_looked > cardinality(v_claimed) + cardinality(v_deferred) then
+            -- Paused perhaps, until a time that is not committed.
+            v_made_due := true;
+        end if;
         if cardinality(v_deferred) > 0 then
             v_made_due := true;
             for v_recall in
