@@ -175,11 +175,11 @@ begin
         select rule.place, rule.name
         from (values
             ('session_recalls', 'cron_must_be_a_valid_expression',
-                (select count(*) from (select from pgrecall.session_recalls where cron is not null limit 10001) as some)),
+                (select count(*) from (select from pgrecall.session_recalls where cron is not null limit 10001) as first)),
             ('session_recalls', 'time_zone_must_be_an_iana_name',
-                (select count(*) from (select from pgrecall.session_recalls where time_zone is not null limit 10001) as some)),
+                (select count(*) from (select from pgrecall.session_recalls where time_zone is not null limit 10001) as first)),
             ('sessions', 'time_zone_of_session_must_be_an_iana_name',
-                (select count(*) from (select from pgrecall.sessions where time_zone is not null limit 10001) as some))
+                (select count(*) from (select from pgrecall.sessions where time_zone is not null limit 10001) as first))
         ) as rule (place, name, rows)
         where rule.rows <= 10000
     loop
