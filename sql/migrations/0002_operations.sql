@@ -167,12 +167,12 @@ alter table pgrecall.settings
     );
 do $$
 declare
-    v_rule record;
+    v_statement text;
 begin
     -- The rows keep these rules already, by their older text, and to read many of them again would hold everybody up:
     -- then a constraint stays NOT VALID, which counts for every new row.
-    for v_rule in
-        select rule.place, rule.name
+    foreach v_statement in array array(
+        select format('alter table pgrecall.%I validate constraint %I', rule.place, rule.name)
         from (values
             ('session_recalls', 'cron_must_be_a_valid_expression',
                 (select count(*) from (select from pgrecall.session_recalls where cron is not null limit 10001) as first)),
@@ -182,14 +182,14 @@ begin
                 (select count(*) from (select from pgrecall.sessions where time_zone is not null limit 10001) as first))
         ) as rule (place, name, rows)
         where rule.rows <= 10000
-    loop
+    ) loop
         begin
-            execute format('alter table pgrecall.%I validate constraint %I', v_rule.place, v_rule.name);
+            execute v_statement;
         exception
             when check_violation then
                 -- A zone that the server has dropped since: its rows stay, as they did under the rule before.
-                raise warning 'constraint % stays NOT VALID: %', v_rule.name, sqlerrm
-                    using hint = 'Correct the rows, then: alter table … validate constraint ….';
+                raise warning '% stays NOT VALID: %', v_statement, sqlerrm
+                    using hint = 'Correct the rows, then do that.';
         end;
     end loop;
 end $$;

@@ -2,7 +2,7 @@
 --
 -- A pause is one row of pgrecall.pauses, however many recalls it is about. A claim() that finds something due looks
 -- whether there is any such row, hardly ever is, and pauses what is due and covered (_pause_due), so that it leaves the
--- eligible set and nobody wakes up for it again. Lock order: the row of pauses, then recalls. claim() waits for neither:
+-- eligible set and nobody wakes up for it again. Lock order: a row of pauses, then recalls. claim() waits for neither:
 -- it shares the row of the pause that it acts on, so whoever ends or changes that pause waits for it, and sees what it
 -- has paused; and if somebody is ending the pause right now, it puts the recall off for a second.
 
@@ -96,7 +96,9 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception '%() needs the isolation level read committed, this transaction is %',
             what, current_setting('transaction_isolation')
-            using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall that was just paused.';
+            using
+                errcode = 'PR005',
+                hint = 'With one snapshot for all its statements it could overlook a recall that was just paused.';
     end if;
 end;
 $$;

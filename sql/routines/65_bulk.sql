@@ -188,7 +188,9 @@ declare
 begin
     if num_nonnulls(reschedule_recalls.new_trigger_at, reschedule_recalls.by) <> 1 then
         raise exception 'reschedule_recalls() needs either new_trigger_at or by'
-            using errcode = 'PR005', hint = 'new_trigger_at is the time for all of them; by moves each, for example by => ''1 hour''.';
+            using
+                errcode = 'PR005',
+                hint = 'new_trigger_at is the time for all of them; by moves each, for example by => ''1 hour''.';
     elsif not isfinite(reschedule_recalls.new_trigger_at)
         or reschedule_recalls.new_trigger_at >= '9999-12-31 00:00:00+00'
         or reschedule_recalls.new_trigger_at < '0001-01-02 00:00:00+00'

@@ -253,9 +253,9 @@ def test_an_unknown_recall_is_refused(db: psycopg.Connection, function: str) -> 
 # retry_recall
 
 
-def failed(db: psycopg.Connection, session_id: str, **columns: object) -> str:
+def failed(db: psycopg.Connection, session_id: str) -> str:
     """Add a recall and let its only attempt fail."""
-    late = add(db, session_id, NOW, max_attempts=1, **columns)
+    late = add(db, session_id, max_attempts=1)
     run = next(run for run in claim(db).runs if run["recall_id"] == late)
     finish(db, run, "error", error="it broke")
     assert recall(db, late)["status"] == "failed"

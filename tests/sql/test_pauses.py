@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -452,6 +453,33 @@ def test_a_claim_passes_over_a_session_that_is_being_given_away(connect: Connect
         assert claim(db).runs == []
     assert recall(db, late)["paused_at"] is None
     assert claim(db).recall_ids == [late]
+
+
+def test_nor_is_it_paused_with_the_others_of_its_old_user(connect: Connect) -> None:
+    db, host = connect(), connect()
+    add_session(db, "t", user_id="ada")
+    first, given = add(db, "s", NOW - SECOND), add(db, "t")
+    pause(db, "user", {"user_id": "ada"})
+    with host.transaction():
+        host.execute("update pgrecall.sessions set user_id = 'ben' where id = 't'")
+        claim(db, up_to=1)
+    assert recall(db, first)["paused_at"] == NOW
+    assert recall(db, given)["paused_at"] is None
+    assert claim(db).recall_ids == [given]
+
+
+def test_a_claim_does_not_lower_the_register_to_the_end_of_a_pause_that_may_roll_back(connect: Connect) -> None:
+    db, worker = connect(), connect()
+    add(db, "t", NOW + 2 * HOUR)
+    claim(db)
+    late = add(db, "s")
+    pause(db, "session", {"session_id": "s"}, paused_until=NOW + HOUR)
+    register: LiteralString = "select pg_sequence_last_value('pgrecall.armed_until')"
+    before = value(db, register)
+    with worker.transaction(force_rollback=True):
+        assert claim(worker).next_due_at == NOW + HOUR
+    assert value(db, register) == before
+    assert recall(db, late)["due_at"] == NOW
 
 
 def test_one_pauses_while_another_one_ends_the_pause(connect: Connect) -> None:

@@ -340,9 +340,8 @@ class Model:
 
     def claim(self, worker: str, up_to: int, lease: timedelta, claimed: list[Row], deferred: list[Row]) -> None:
         """Takes what the database took; equal times may be taken in any order, everything else is checked."""
-        for recall in self.recalls.values() if up_to > 0 else ():
-            if recall.due_at is not None and recall.due_at <= self.now:
-                recall.paused = self.sessions[recall.session_id].is_paused
+        if up_to > 0:
+            self._pause_due()
         apart = any(self._is_suspect(one) for one in self._runs_of(worker))
         due = {
             one.id: one.due_at
@@ -390,6 +389,11 @@ class Model:
             old = self.leases[worker]
             if old is None or old <= self.now + lease * 0.66:
                 self.leases[worker] = self.now + lease
+
+    def _pause_due(self) -> None:
+        for recall in self.recalls.values():
+            if recall.due_at is not None and recall.due_at <= self.now:
+                recall.paused = self.sessions[recall.session_id].is_paused
 
     def next_look(self, worker: str) -> datetime | None:
         """The earliest due time, or end of another worker's lease."""
@@ -954,8 +958,8 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
             set search_path = '' as $$ select pg_catalog.current_setting('test.now')::timestamptz $$"""
         )
         admin.execute(
-            "create or replace function pgrecall._caller() returns text language sql stable"
-            " as $$ select 'the operator' $$"
+            """create or replace function pgrecall._caller() returns text language sql stable
+            as $$ select 'the operator' $$"""
         )
     connected = psycopg.connect(database)
     try:
