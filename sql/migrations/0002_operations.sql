@@ -39,6 +39,9 @@ drop function if exists pgrecall.schedule_recall(
     integer, text, text, integer, text
 );
 
+-- It answers one more column now; only claim() calls it.
+drop function if exists pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings);
+
 create table pgrecall.pauses (
     id bigint primary key generated always as identity,
     session_id text

@@ -377,6 +377,7 @@ create or replace function pgrecall._take(
     inject boolean,
     settings pgrecall.settings,
     out looked integer,
+    out has_paused boolean,
     out taken pgrecall.session_recalls[],
     out texts text[],
     out put_off pgrecall.session_recalls[]
@@ -390,39 +391,45 @@ declare
     v_sessions pgrecall.sessions[];
     v_suspects boolean[];
 begin
-    select
-        array_agg(due.recall),
-        array_agg(due.session),
-        coalesce(array_agg(due.is_suspect), array[]::boolean[])
-    into v_recalls, v_sessions, v_suspects
-    from (
+    has_paused := false;
+    loop
         select
-            recall,
-            session,
-            recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
-        from pgrecall.session_recalls as recall
-        join pgrecall.sessions as session on session.id = recall.session_id
-        where recall.due_at <= _take.at_time
-            -- Suspects keep apart, so that none of them is failed by another one.
-            and not (
-                recall.attempt > 0
-                and pgrecall._is_suspect(recall)
-                and exists (
-                    select
-                    from pgrecall.session_recalls as held
-                    where held.run_id is not null
-                        and held.worker_id = _take.worker_id
-                        and pgrecall._is_suspect(held)
+            array_agg(due.recall),
+            array_agg(due.session),
+            coalesce(array_agg(due.is_suspect), array[]::boolean[])
+        into v_recalls, v_sessions, v_suspects
+        from (
+            select
+                recall,
+                session,
+                recall.attempt > 0 and pgrecall._is_suspect(recall) as is_suspect
+            from pgrecall.session_recalls as recall
+            join pgrecall.sessions as session on session.id = recall.session_id
+            where recall.due_at <= _take.at_time
+                -- Suspects keep apart, so that none of them is failed by another one.
+                and not (
+                    recall.attempt > 0
+                    and pgrecall._is_suspect(recall)
+                    and exists (
+                        select
+                        from pgrecall.session_recalls as held
+                        where held.run_id is not null
+                            and held.worker_id = _take.worker_id
+                            and pgrecall._is_suspect(held)
+                    )
                 )
-            )
-        order by recall.due_at
-        limit _take.up_to
-        for no key update of recall, session skip locked
-    ) as due;
-    looked := cardinality(v_suspects);
-    -- Hardly ever is anybody paused: this is one look at an empty table, and none while nothing is due.
-    if looked > 0 and exists (select from pgrecall.pauses) then
+            order by recall.due_at
+            limit _take.up_to
+            for no key update of recall, session skip locked
+        ) as due;
+        looked := cardinality(v_suspects);
+        -- Hardly ever is anybody paused: this is one look at an empty table, and none while nothing is due.
+        exit when looked = 0 or has_paused or not exists (select from pgrecall.pauses);
         perform pgrecall._pause_due(_take.at_time);
+        has_paused := true;
+    end loop;
+    if has_paused then
+        -- What _pause_due() has left, or what came since, stays due and is paused by the next look.
         select
             array_agg(v_recalls[locked.place]),
             array_agg(v_sessions[locked.place]),
@@ -445,7 +452,7 @@ begin
 end;
 $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
-    'Takes due recalls and their sessions for a worker as _assign says; those whose session or user is paused are paused in place of taken. looked is how many were due. Called by claim. Locks: due recalls and their sessions, then pauses, skipping locked ones.';
+    'Takes due recalls and their sessions for a worker as _assign says; those whose session or user is paused are paused in place of taken (has_paused: perhaps some were). looked is how many others were due. Called by claim. Locks: due recalls and their sessions, then pauses, skipping locked ones.';
 
 create or replace function pgrecall.claim(
     worker_id text,
@@ -495,6 +502,7 @@ declare
     v_one record;
     v_looked integer := 0;
     v_made_due boolean := false;
+    v_has_paused boolean := false;
     v_settled boolean := false;
     v_next timestamptz;
     v_next_lease timestamptz;
@@ -538,8 +546,8 @@ begin
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
     if claim.up_to > 0 and not v_paused then
         begin
-            select took.looked, took.taken, took.texts, took.put_off
-            into v_looked, v_claimed, v_texts, v_deferred
+            select took.looked, took.has_paused, took.taken, took.texts, took.put_off
+            into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
             from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
         exception
             when others then
@@ -549,10 +557,11 @@ begin
                 -- One of them cannot be taken: take them one by one, and put off the one that fails.
                 for v_place in 1..claim.up_to loop
                     begin
-                        select took.looked, took.taken, took.texts, took.put_off
+                        select took.looked, took.has_paused, took.taken, took.texts, took.put_off
                         into v_one
                         from pgrecall._take(claim.worker_id, 1, v_now, claim.inject, v_settings) as took;
                         v_looked := v_looked + v_one.looked;
+                        v_has_paused := v_has_paused or v_one.has_paused;
                         v_claimed := v_claimed || v_one.taken;
                         v_texts := v_texts || v_one.texts;
                         v_deferred := v_deferred || v_one.put_off;
@@ -581,10 +590,8 @@ begin
                     end;
                 end loop;
         end;
-        if v_looked > cardinality(v_claimed) + cardinality(v_deferred) then
-            -- Paused perhaps, until a time that is not committed.
-            v_made_due := true;
-        end if;
+        -- Paused perhaps until a time, which is not committed.
+        v_made_due := v_made_due or v_has_paused;
         if cardinality(v_deferred) > 0 then
             v_made_due := true;
             for v_recall in
