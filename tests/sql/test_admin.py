@@ -328,7 +328,7 @@ def test_a_session_that_has_another_pending_recall_keeps_it(db: psycopg.Connecti
         assert caught_one.value.diag.message_primary == "session 's' already has a pending recall"
         assert caught_one.value.diag.message_detail == "s"
         assert caught_one.value.diag.constraint_name == "one_pending_recall_per_session"
-    assert caught.value.diag.message_hint == scheduled.value.diag.message_hint
+    assert caught.value.diag.message_hint == "Cancel it with cancel_recall(), or move it with reschedule()."
     assert recall(db, broken)["status"] == "failed"
 
 
