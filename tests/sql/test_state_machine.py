@@ -340,8 +340,7 @@ class Model:
 
     def claim(self, worker: str, up_to: int, lease: timedelta, claimed: list[Row], deferred: list[Row]) -> None:
         """Takes what the database took; equal times may be taken in any order, everything else is checked."""
-        if up_to > 0:
-            self._pause_due()
+        self._pause_due(up_to)
         apart = any(self._is_suspect(one) for one in self._runs_of(worker))
         due = {
             one.id: one.due_at
@@ -390,9 +389,9 @@ class Model:
             if old is None or old <= self.now + lease * 0.66:
                 self.leases[worker] = self.now + lease
 
-    def _pause_due(self) -> None:
+    def _pause_due(self, up_to: int) -> None:
         for recall in self.recalls.values():
-            if recall.due_at is not None and recall.due_at <= self.now:
+            if up_to > 0 and recall.due_at is not None and recall.due_at <= self.now:
                 recall.paused = self.sessions[recall.session_id].is_paused
 
     def next_look(self, worker: str) -> datetime | None:
