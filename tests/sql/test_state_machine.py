@@ -390,8 +390,8 @@ class Model:
                 self.leases[worker] = self.now + lease
 
     def _pause_due(self, up_to: int) -> None:
-        for recall in self.recalls.values() if up_to > 0 else ():
-            if recall.due_at is not None and recall.due_at <= self.now:
+        for recall in self.recalls.values():
+            if up_to > 0 and recall.due_at is not None and recall.due_at <= self.now:
                 recall.paused = self.sessions[recall.session_id].is_paused
 
     def next_look(self, worker: str) -> datetime | None:
