@@ -644,6 +644,7 @@ VERBS: dict[str, list[str]] = {
     "run-now": ["waits"],
     "schedule": ["idle", "Go on."],
     "settings": ["timeout_seconds=600"],
+    "status": [],
     "show": ["waits"],
     "skip": ["waits"],
     "stop": ["runs"],
