@@ -4,7 +4,20 @@
 -- migration. Views run with their owner's rights, but the functions in them with the reader's: only such as everybody
 -- may call are used. None shows what was said to an agent or by it, so that observers may read them all.
 --
--- The clock is asked in a subselect: that is evaluated once, so that an index can be searched for its answer.
+-- Where an index is searched, the clock is asked by _now(): its answer can be searched for, and the planner asks it, too,
+-- and so knows how few rows that are. Elsewhere by a subselect, which is evaluated once and not for each row.
+
+create or replace function pgrecall._now()
+returns timestamptz
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgrecall.clock();
+$$;
+comment on function pgrecall._now() is
+    'The time of clock(), for conditions that an index serves. Called by views, and so by whoever may read them.';
 
 create or replace view pgrecall.worker_states as
 select
@@ -88,7 +101,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at <= (select pgrecall.clock())
+            where recall.due_at <= pgrecall._now()
             limit 100000
         ) as counted
     )::integer as due,
@@ -97,7 +110,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at <= (select pgrecall.clock() - interval '5 seconds')
+            where recall.due_at <= pgrecall._now() - interval '5 seconds'
             limit 100000
         ) as counted
     )::integer as late,
@@ -109,7 +122,7 @@ select
             where (recall.not_before is not null or recall.paused_at is not null)
                 and recall.run_id is null
                 and recall.status in ('pending', 'running')
-                and recall.trigger_at <= (select pgrecall.clock())
+                and recall.trigger_at <= pgrecall._now()
                 and recall.not_before > (select pgrecall.clock())
             limit 100000
         ) as counted
@@ -132,7 +145,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at > (select pgrecall.clock())
+            where recall.due_at > pgrecall._now()
             limit 100000
         ) as counted
     )::integer as waiting,
@@ -143,20 +156,20 @@ select
             from pgrecall.session_recalls as recall
             where recall.status = 'failed'
                 and recall.run_id is null
-                and recall.updated_at > (select pgrecall.clock() - interval '24 hours')
+                and recall.updated_at > pgrecall._now() - interval '24 hours'
             union all
             select
             from pgrecall.session_recalls as recall
             where recall.failures > 0
                 and recall.status in ('pending', 'running')
-                and recall.updated_at > (select pgrecall.clock() - interval '24 hours')
+                and recall.updated_at > pgrecall._now() - interval '24 hours'
             limit 100000
         ) as counted
     )::integer as failed_24h,
     (
         select date_trunc('second', min(recall.due_at) - (select pgrecall.clock()))
         from pgrecall.session_recalls as recall
-        where recall.due_at > (select pgrecall.clock())
+        where recall.due_at > pgrecall._now()
     ) as next_due_in,
     (
         select left(
@@ -198,7 +211,7 @@ create or replace view pgrecall.due_recalls as
 with late as (
     select recall.*, recall.xmax as locker
     from pgrecall.session_recalls as recall
-    where recall.due_at <= (select pgrecall.clock())
+    where recall.due_at <= pgrecall._now()
     union all
     select recall.*, recall.xmax
     from pgrecall.session_recalls as recall
@@ -206,8 +219,8 @@ with late as (
         and recall.run_id is null
         and recall.status in ('pending', 'running')
         and (recall.status = 'pending' or recall.not_before is not null)
-        and recall.trigger_at <= (select pgrecall.clock())
-        and (recall.due_at is null or recall.due_at > (select pgrecall.clock()))
+        and recall.trigger_at <= pgrecall._now()
+        and (recall.due_at is null or recall.due_at > pgrecall._now())
 )
 select
     date_trunc('second', known.now_at - late.trigger_at) as late_by,
@@ -372,7 +385,7 @@ select
         36
     ) as schedule
 from pgrecall.session_recalls as recall
-where recall.due_at > (select pgrecall.clock())
+where recall.due_at > pgrecall._now()
 order by recall.due_at;
 comment on view pgrecall.next_recalls is
     'What comes next, the first of them first: … limit 20. Paused ones without an end are not here. More times of one: upcoming().';
@@ -501,7 +514,7 @@ left join lateral (
     limit 1
 ) as pause on true
 where run.lateness > interval '1 second'
-    and run.started_at > (select pgrecall.clock() - interval '7 days')
+    and run.started_at > pgrecall._now() - interval '7 days'
 order by run.started_at desc;
 comment on view pgrecall.late_runs is
     'Runs of the last 7 days that started more than a second after their time, the latest first, each with its first cause. That no slot was free, or no worker alive, is concluded from the workers that are known now.';
@@ -658,7 +671,7 @@ from pgrecall.recall_runs as run
 where run.attempt = 1
     and run.started_at > (select pgrecall.clock() - interval '7 days')
     -- As every run ends after its start: this is what there is an index for.
-    and run.finished_at > (select pgrecall.clock() - interval '7 days')
+    and run.finished_at > pgrecall._now() - interval '7 days'
 group by date_trunc('hour', run.started_at)
 order by date_trunc('hour', run.started_at) desc;
 comment on view pgrecall.lateness_per_hour is

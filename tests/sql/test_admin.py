@@ -200,13 +200,10 @@ def test_a_paused_recall_is_not_run_now_and_the_error_says_how_to_resume_it(db: 
     assert "resume_recall()" in (caught.value.diag.message_hint or "")
 
 
-@pytest.mark.parametrize(
-    ("function", "argument", "hint"),
-    [
-        ("pause_session", {"session_id": "s"}, "resume_session()"),
-        ("pause_user", {"user_id": "ada"}, "resume_user()"),
-    ],
-)
+@pytest.mark.parametrize(("function", "argument", "hint"), [
+    ("pause_session", {"session_id": "s"}, "resume_session()"),
+    ("pause_user", {"user_id": "ada"}, "resume_user()"),
+])
 def test_nor_is_one_whose_session_or_user_is_paused(
     db: psycopg.Connection, function: str, argument: Row, hint: str
 ) -> None:
@@ -227,14 +224,9 @@ def test_a_pause_that_has_ended_is_in_nobodys_way(db: psycopg.Connection) -> Non
     assert run_now(db, early)["due_at"] == NOW + MINUTE
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"),
-    [
-        ("fired", "schedule_recall()"),
-        ("failed", "retry_recall()"),
-        ("cancelled", "retry_recall()"),
-    ],
-)
+@pytest.mark.parametrize(("status", "hint"), [
+    ("fired", "schedule_recall()"), ("failed", "retry_recall()"), ("cancelled", "retry_recall()"),
+])
 def test_one_that_has_ended_is_not_run_now(db: psycopg.Connection, status: str, hint: str) -> None:
     ended = add(db, "s", status=status)
     with refused(db, "PR004") as caught:
@@ -495,18 +487,15 @@ def test_moving_many_to_one_time(many: psycopg.Connection) -> None:
     assert call(many, "reschedule_recalls", user_id="ada", new_trigger_at=NOW + DAY) == []
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"new_trigger_at": NOW, "by": HOUR},
-        {"by": timedelta(days=400000)},
-        {"by": timedelta(days=-400000)},
-        {"new_trigger_at": "infinity"},
-        {"new_trigger_at": "-infinity"},
-        {"new_trigger_at": "10000-01-01"},
-    ],
-)
+@pytest.mark.parametrize("given", [
+    {},
+    {"new_trigger_at": NOW, "by": HOUR},
+    {"by": timedelta(days=400000)},
+    {"by": timedelta(days=-400000)},
+    {"new_trigger_at": "infinity"},
+    {"new_trigger_at": "-infinity"},
+    {"new_trigger_at": "10000-01-01"},
+])
 def test_moving_many_needs_one_sensible_time(db: psycopg.Connection, given: Row) -> None:
     with refused(db, "PR005"):
         call(db, "reschedule_recalls", user_id="ada", **given)

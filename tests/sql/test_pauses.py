@@ -232,9 +232,7 @@ def test_a_recall_that_is_cancelled_while_its_session_is_paused_is_not_paused_an
 
 
 @either
-def test_a_run_under_way_goes_on_and_its_next_occurrence_is_paused(
-    db: psycopg.Connection, kind: str, whose: Row
-) -> None:
+def test_a_run_under_way_goes_on_and_its_next_occurrence_is_paused(db: psycopg.Connection, kind: str, whose: Row) -> None:
     late = add_recurring(db, "s")
     run = claim_one(db)
     pause(db, kind, whose)

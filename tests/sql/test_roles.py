@@ -82,6 +82,7 @@ _missing_recall                     invoker  producer operator user
 _missing_session                    definer  producer operator user
 _model_text                         invoker  -
 _next_occurrence                    invoker  producer operator user
+_now                                invoker  operator observer
 _pause                              invoker  -
 _pause_due                          invoker  -
 _pause_text                         invoker  -
