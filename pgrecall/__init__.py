@@ -28,12 +28,14 @@ from pgrecall.model import (
     Change,
     Delivery,
     HeldSession,
+    HistoryEntry,
     Pause,
     PurgedHistory,
     PurgeStep,
     Recall,
     RecallRun,
     Settings,
+    UpcomingTime,
 )
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
@@ -47,6 +49,7 @@ __all__ = [
     "Delivery",
     "GiveUp",
     "HeldSession",
+    "HistoryEntry",
     "Hold",
     "HoldLostError",
     "HostTableError",
@@ -79,6 +82,7 @@ __all__ = [
     "SyncHold",
     "SyncRecallScheduler",
     "TokenError",
+    "UpcomingTime",
     "Worker",
     "__version__",
     "current_recall",
