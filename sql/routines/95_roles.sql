@@ -191,6 +191,8 @@ begin
             ('get_deliveries', 'operator'),
             ('get_audit', 'operator'),
             ('purge_history', 'operator'),
+            ('history', 'operator'),
+            ('upcoming', 'operator observer'),
             ('_is_held', 'operator observer')
         ) as listed (name, roles)
         join pg_proc as routine on routine.proname = listed.name and routine.pronamespace = 'pgrecall'::regnamespace
@@ -247,7 +249,11 @@ begin
             ('observer', 'usage on schema pgrecall'),
             ('observer', 'select on all sequences in schema pgrecall'),
             ('observer', 'select on pgrecall.migrations, pgrecall.settings, pgrecall.pauses, pgrecall.workers, pgrecall.purges'),
-            ('observer', 'select on pgrecall.server_incarnation, pgrecall.host_sessions, pgrecall.session_waiters')
+            ('observer', 'select on pgrecall.server_incarnation, pgrecall.host_sessions, pgrecall.session_waiters'),
+            ('observer', 'select on pgrecall.overview, pgrecall.due_recalls, pgrecall.running_recalls, pgrecall.next_recalls'),
+            ('observer', 'select on pgrecall.failed_recalls, pgrecall.left_out_occurrences, pgrecall.late_runs'),
+            ('observer', 'select on pgrecall.session_states, pgrecall.user_states, pgrecall.worker_states'),
+            ('observer', 'select on pgrecall.lateness_per_hour')
         ) as listed (role, what)
         where 'pgrecall_' || listed.role = any (v_roles)
         union all

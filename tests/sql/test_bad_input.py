@@ -58,6 +58,7 @@ FUNCTIONS: dict[str, Row] = {
     "get_recall": {"recall_id": "waits"},
     "get_runs": {"recall_id": "ended"},
     "help": {"topic": "pause"},
+    "history": {"recall_id": "ended"},
     "hold_session": {"session_id": "idle", "holder": "chat"},
     "list_recalls": {"is_admin": True},
     "mark_cancelled": {"recall_id": "waits"},
@@ -104,6 +105,7 @@ FUNCTIONS: dict[str, Row] = {
     "time_zone_error": {"time_zone": "Europe/Paris"},
     "touch_session": {"session_id": "idle"},
     "unregister_worker": {"worker_id": "w1"},
+    "upcoming": {"recall_id": "waits"},
     "use_own_sessions": {},
     "use_sessions_table": {"host_table": "pgrecall.session_recalls"},
 }
@@ -534,6 +536,7 @@ METHODS: dict[str, Row] = {
     "reschedule": {"recall_id": "waits", "new_trigger_at": datetime(2030, 1, 1, tzinfo=UTC)},
     "mark_fired": {"recall_id": "waits"},
     "mark_cancelled": {"recall_id": "waits"},
+    "history": {"recall_id": "ended"},
     "hold_session": {"session_id": "idle", "holder": "chat"},
     "pause_all": {"reason": "an incident"},
     "pause_recall": {"recall_id": "waits"},
@@ -567,6 +570,8 @@ METHODS: dict[str, Row] = {
     "run_recalls_now": {"user_id": "ada"},
     "retry_recalls": {"user_id": "ada"},
     "stop_runs": {"user_id": "ada"},
+    "history": {"recall_id": "waits"},
+    "upcoming": {"recall_id": "waits"},
 }
 #: Methods that take nothing from a caller that could be bad.
 WITHOUT_INPUT = {"close", "ensure_tables"}
@@ -629,6 +634,7 @@ VERBS: dict[str, list[str]] = {
     "cancel": ["waits"],
     "deliveries": [],
     "free": ["idle"],
+    "history": ["waits"],
     "holds": [],
     "list": [],
     "pause": ["waits"],

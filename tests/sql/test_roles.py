@@ -142,6 +142,7 @@ get_schema                          invoker  everybody
 give_up_lifelines                   definer  worker
 grant_roles                         invoker  -
 help                                invoker  everybody
+history                             definer  operator
 hold_session                        definer  chat
 list_recalls                        invoker  producer operator user
 mark_cancelled                      invoker  producer operator user
@@ -185,6 +186,7 @@ time_text                           invoker  everybody
 time_zone_error                     invoker  everybody
 touch_session                       definer  chat
 unregister_worker                   definer  worker
+upcoming                            definer  operator observer
 use_own_sessions                    invoker  -
 use_sessions_table                  invoker  -
 watch                               invoker  worker
@@ -197,6 +199,21 @@ CHANGE = (
     "pause_after_failures metadata"
 )
 REQUEST = f"id session_id created_at deliver_to idempotency_key {CHANGE}"
+
+#: What operators look at.
+VIEWS = (
+    "due_recalls",
+    "failed_recalls",
+    "late_runs",
+    "lateness_per_hour",
+    "left_out_occurrences",
+    "next_recalls",
+    "overview",
+    "running_recalls",
+    "session_states",
+    "user_states",
+    "worker_states",
+)
 
 #: Every table, view and sequence: who may do what with which columns; a leading minus: with all but these.
 RELATIONS: dict[str, dict[str, dict[str, str]]] = {
@@ -257,7 +274,7 @@ RELATIONS: dict[str, dict[str, dict[str, str]]] = {
     "settings": {"select": {"operator": ALL, "observer": ALL}, "update": {"operator": ALL}},
     "unaudited": {"select": {"operator": ALL}},
     "workers": {"select": {"operator": ALL, "observer": ALL}},
-}
+} | {view: {"select": {"operator": ALL, "observer": ALL}} for view in VIEWS}
 
 #: Tables whose rows are hidden from whoever no policy is for.
 WITH_POLICIES = {"audit", "deliveries", "pauses", "recall_runs", "session_messages", "session_recalls", "sessions"}
