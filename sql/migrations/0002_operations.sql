@@ -373,7 +373,16 @@ comment on index pgrecall.runs_by_time is 'Serves lateness_per_hour.';
 create index audit_of_settings on pgrecall.audit (id) where object = 'settings';
 comment on index pgrecall.audit_of_settings is 'Serves late_runs: when all was paused.';
 
--- What a rule asks for, in the words of docs/errors.md: whoever meets one finds it with help('<its name>') or \d+.
+-- What a rule asks for, in the words of docs/errors.md: whoever meets one finds it with help('<its name>') or in \d+.
+comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessions is
+    'An end of each chat''s hold: use hold_session(). A chat server that died cannot keep a session.';
+comment on index pgrecall.settings_has_one_row is 'That there is one row: update it.';
+comment on index pgrecall.one_pending_recall_per_session is
+    'No second pending recall: cancel or move the first, or schedule_recall(…, if_exists => ''replace''). A running recurring one will come back, so it counts; a running one-shot does not, so that an agent can schedule its next recall from inside its run.';
+comment on index pgrecall.idempotency_key_is_unique_in_its_session is
+    'A key that no recall of the session has: schedule_recall() returns the recall that has it.';
+comment on index pgrecall.one_run_per_recall_and_token is
+    'A run that no other recall is in. Serves looking up what runs now; small, since it holds running rows only.';
 comment on constraint action_of_audit_is_known on pgrecall.audit is
     'action: one of the actions that the column''s comment explains; only triggers and functions write here.';
 comment on constraint pending_delivery_has_a_next_time on pgrecall.deliveries is
