@@ -27,12 +27,14 @@ from pgrecall.model import (
     Change,
     Delivery,
     HeldSession,
+    HistoryEntry,
     Pause,
     PurgedHistory,
     PurgeStep,
     Recall,
     RecallRun,
     Settings,
+    UpcomingTime,
 )
 from pgrecall.sessions import PostgresSessionStore, Session, SessionStore
 from pgrecall.worker import Worker, recall_scheduler_loop
@@ -46,6 +48,7 @@ __all__ = [
     "Delivery",
     "GiveUp",
     "HeldSession",
+    "HistoryEntry",
     "Hold",
     "HoldLostError",
     "HostTableError",
@@ -77,6 +80,7 @@ __all__ = [
     "SyncHold",
     "SyncRecallScheduler",
     "TokenError",
+    "UpcomingTime",
     "Worker",
     "__version__",
     "current_recall",

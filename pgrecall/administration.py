@@ -13,7 +13,7 @@ import psycopg
 
 from pgrecall import calls
 from pgrecall.database import AsyncDatabase
-from pgrecall.model import AfterStop, Pause, Recall, Settings
+from pgrecall.model import AfterStop, HistoryEntry, Pause, Recall, Settings, UpcomingTime
 
 
 class Administration:
@@ -358,3 +358,29 @@ class Administration:
             recall_ids=recall_ids, session_id=session_id, user_id=user_id, reason=reason, after_stop=after_stop
         )
         return await self.database.run(call, connection)
+
+    async def history(
+        self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[HistoryEntry]:
+        """All that is known of a recall in the order of time, without what was said; also of one that was deleted.
+
+        Raises:
+            RecallNotFoundError: Nothing is known of such a recall.
+        """
+        return await self.database.run(calls.history(recall_id), connection)
+
+    async def upcoming(
+        self, recall_id: str, *, limit: int = 5, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[UpcomingTime]:
+        """The next occurrences of a recall; none if it has ended.
+
+        Args:
+            recall_id: The recall.
+            limit: At most so many, 0 to 1000.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            RecallNotFoundError: There is no such recall.
+            InvalidRecallError: The limit is not 0 to 1000.
+        """
+        return await self.database.run(calls.upcoming(recall_id, limit=limit), connection)

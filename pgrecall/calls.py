@@ -24,6 +24,7 @@ from pgrecall.model import (
     DeliveryStatus,
     Finished,
     HeldSession,
+    HistoryEntry,
     IfExists,
     IfHeld,
     InstalledSchema,
@@ -37,6 +38,7 @@ from pgrecall.model import (
     Report,
     SessionHold,
     Settings,
+    UpcomingTime,
 )
 
 T = TypeVar("T")
@@ -812,4 +814,16 @@ def get_audit(
             "limit": _integer("limit", limit),
         },
         Change,
+    )
+
+
+def history(recall_id: str) -> Call[HistoryEntry]:
+    """`pgrecall.history`."""
+    return Call("history", {"recall_id": _text("recall_id", recall_id)}, HistoryEntry)
+
+
+def upcoming(recall_id: str, *, limit: int) -> Call[UpcomingTime]:
+    """`pgrecall.upcoming`."""
+    return Call(
+        "upcoming", {"recall_id": _text("recall_id", recall_id), "limit": _integer("limit", limit)}, UpcomingTime
     )

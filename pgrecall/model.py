@@ -363,3 +363,33 @@ class Change:
     owner_id: str | None
     old: dict[str, Any] | None
     new: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One row of `pgrecall.history`: something that has happened to a recall, or is to come.
+
+    Attributes:
+        happened_at: When.
+        what: What, in a few words.
+        details: More about it; None if there is nothing to say.
+    """
+
+    happened_at: datetime
+    what: str
+    details: str | None
+
+
+@dataclass(frozen=True)
+class UpcomingTime:
+    """One row of `pgrecall.upcoming`: an occurrence that is to come.
+
+    Attributes:
+        due_in: How far off it is; below zero if it is late.
+        occurs_at: When.
+        local_text: The same in the recall's zone, with the day of the week.
+    """
+
+    due_in: timedelta
+    occurs_at: datetime
+    local_text: str

@@ -22,6 +22,7 @@ from pgrecall.cli import (
     schedule,
     setting,
     tools,
+    views,
 )
 from pgrecall.cli.app import cli
 
@@ -31,8 +32,10 @@ for _verb in (  # the order in which one meets them is the order of --help
     roles.roles,
     run.worker,
     schedule.schedule,
+    views.status,
     look.list_,
     look.show,
+    views.history,
     deliver.deliveries,
     change.cancel,
     change.skip,

@@ -19,7 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrecall.doctor.finding import Check, count, span
-from pgrecall.model import AdoptedRecall, Change, Delivery, HeldSession, Pause, Recall, RecallRun, Settings
+from pgrecall.model import (
+    AdoptedRecall,
+    Change,
+    Delivery,
+    HeldSession,
+    HistoryEntry,
+    Pause,
+    Recall,
+    RecallRun,
+    Settings,
+)
 
 STATUS_STYLES = {"pending": "cyan", "running": "yellow", "fired": "green", "failed": "bold red", "cancelled": "dim"}
 DELIVERY_STYLES = {"pending": "cyan", "delivered": "green", "failed": "bold red"}
@@ -205,6 +215,48 @@ def print_changes(changes: list[Change]) -> None:
             was = [_value(old[name])] if name in old else []
             became = ["→", _value(new[name])] if name in new else []
             console.print(Text("    ").append_text(_line(f"{name}: {' '.join(was + became)}")), soft_wrap=True)
+
+
+def print_facts(row: dict[str, Any]) -> None:
+    """One row, a line for each column that says something."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in row.items():
+        if value is not None:
+            facts.add_row(name.replace("_", " "), _cell(value))
+    _console().print(facts)
+
+
+def print_rows(title: str, found: list[dict[str, Any]]) -> None:
+    """A table of any rows below a title; nothing if there are none."""
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in found[0]:
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(*map(_cell, row.values()))
+    console = _console(wide=160)
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(table)
+
+
+def print_history(events: list[HistoryEntry]) -> None:
+    """A line for each event, and what is to be said about it below."""
+    console = _console()
+    for event in events:
+        console.print(Text.assemble((local(event.happened_at), "dim"), "  ", _line(event.what, "bold")), soft_wrap=True)
+        for said in (event.details or "").splitlines():
+            console.print(Text("    ").append_text(_line(said)), soft_wrap=True)
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, timedelta):
+        return Text(f"-{span(-value)}" if value < timedelta() else span(value))
+    if isinstance(value, datetime):
+        return Text(local(value))
+    return _line("" if value is None else value)
 
 
 def _value(value: object) -> str:
@@ -441,9 +493,9 @@ def _table_of_runs(runs: list[RecallRun]) -> Table:
     return table
 
 
-def _console() -> Console:
+def _console(wide: int = 100) -> Console:
     # Elsewhere than on a terminal nobody resizes the window: wide enough that nothing is cut off.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 

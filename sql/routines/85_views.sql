@@ -4,7 +4,20 @@
 -- migration. Views run with their owner's rights, but the functions in them with the reader's: only such as everybody
 -- may call are used. None shows what was said to an agent or by it, so that observers may read them all.
 --
--- The clock is asked in a subselect: that is evaluated once, so that an index can be searched for its answer.
+-- Where an index is searched, the clock is asked by _now(): its answer can be searched for, and the planner asks it, too,
+-- and so knows how few rows that are. Elsewhere by a subselect, which is evaluated once and not for each row.
+
+create or replace function pgrecall._now()
+returns timestamptz
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgrecall.clock();
+$$;
+comment on function pgrecall._now() is
+    'The time of clock(), for conditions that an index serves. Called by views, and so by whoever may read them.';
 
 create or replace view pgrecall.worker_states as
 select
@@ -43,14 +56,15 @@ comment on column pgrecall.worker_states.version is 'Its release of pgrecall.';
 comment on column pgrecall.worker_states.process is 'Host and process id.';
 
 create or replace view pgrecall.failed_recalls as
-select failed.failed_at, failed.recall_id, failed.session_id, failed.attempts, failed.error
+select
+    date_trunc('second', failed.ended_at) as failed_at, failed.recall_id, failed.session_id, failed.attempts, failed.error
 from (
     select
-        recall.updated_at as failed_at,
+        recall.updated_at as ended_at,
         recall.id as recall_id,
         recall.session_id,
         recall.attempt || ' of ' || recall.max_attempts as attempts,
-        left(regexp_replace(recall.last_error, '\s+', ' ', 'g'), 42) as error
+        left(regexp_replace(recall.last_error, '\s+', ' ', 'g'), 38) as error
     from pgrecall.session_recalls as recall
     where recall.status = 'failed'
         and recall.run_id is null
@@ -60,12 +74,12 @@ from (
         recall.id,
         recall.session_id,
         recall.failures || ' in a row',
-        left(regexp_replace(recall.last_error, '\s+', ' ', 'g'), 42)
+        left(regexp_replace(recall.last_error, '\s+', ' ', 'g'), 38)
     from pgrecall.session_recalls as recall
     where recall.failures > 0
         and recall.status in ('pending', 'running')
 ) as failed
-order by failed.failed_at desc;
+order by failed.ended_at desc;
 comment on view pgrecall.failed_recalls is
     'What failed, the latest first: recalls that are given up, and recurring ones that go on but whose last occurrence has failed. To try again: retry_recall().';
 comment on column pgrecall.failed_recalls.failed_at is
@@ -87,7 +101,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at <= (select pgrecall.clock())
+            where recall.due_at <= pgrecall._now()
             limit 100000
         ) as counted
     )::integer as due,
@@ -96,7 +110,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at <= (select pgrecall.clock() - interval '5 seconds')
+            where recall.due_at <= pgrecall._now() - interval '5 seconds'
             limit 100000
         ) as counted
     )::integer as late,
@@ -108,7 +122,7 @@ select
             where (recall.not_before is not null or recall.paused_at is not null)
                 and recall.run_id is null
                 and recall.status in ('pending', 'running')
-                and recall.trigger_at <= (select pgrecall.clock())
+                and recall.trigger_at <= pgrecall._now()
                 and recall.not_before > (select pgrecall.clock())
             limit 100000
         ) as counted
@@ -131,7 +145,7 @@ select
         from (
             select
             from pgrecall.session_recalls as recall
-            where recall.due_at > (select pgrecall.clock())
+            where recall.due_at > pgrecall._now()
             limit 100000
         ) as counted
     )::integer as waiting,
@@ -139,15 +153,23 @@ select
         select count(*)
         from (
             select
-            from pgrecall.failed_recalls as failed
-            where failed.failed_at > (select pgrecall.clock() - interval '24 hours')
+            from pgrecall.session_recalls as recall
+            where recall.status = 'failed'
+                and recall.run_id is null
+                and recall.updated_at > pgrecall._now() - interval '24 hours'
+            union all
+            select
+            from pgrecall.session_recalls as recall
+            where recall.failures > 0
+                and recall.status in ('pending', 'running')
+                and recall.updated_at > pgrecall._now() - interval '24 hours'
             limit 100000
         ) as counted
     )::integer as failed_24h,
     (
         select date_trunc('second', min(recall.due_at) - (select pgrecall.clock()))
         from pgrecall.session_recalls as recall
-        where recall.due_at > (select pgrecall.clock())
+        where recall.due_at > pgrecall._now()
     ) as next_due_in,
     (
         select left(
@@ -155,7 +177,7 @@ select
                 'for ' || pgrecall.span_text(settings.paused_until - (select pgrecall.clock())) || ' more',
                 'until resume_all()'
             ) || coalesce(': ' || settings.pause_reason, ''),
-            40
+            38
         )
         from pgrecall.settings
         where settings.paused_at <= (select pgrecall.clock())
@@ -189,7 +211,7 @@ create or replace view pgrecall.due_recalls as
 with late as (
     select recall.*, recall.xmax as locker
     from pgrecall.session_recalls as recall
-    where recall.due_at <= (select pgrecall.clock())
+    where recall.due_at <= pgrecall._now()
     union all
     select recall.*, recall.xmax
     from pgrecall.session_recalls as recall
@@ -197,8 +219,8 @@ with late as (
         and recall.run_id is null
         and recall.status in ('pending', 'running')
         and (recall.status = 'pending' or recall.not_before is not null)
-        and recall.trigger_at <= (select pgrecall.clock())
-        and (recall.due_at is null or recall.due_at > (select pgrecall.clock()))
+        and recall.trigger_at <= pgrecall._now()
+        and (recall.due_at is null or recall.due_at > pgrecall._now())
 )
 select
     date_trunc('second', known.now_at - late.trigger_at) as late_by,
@@ -237,7 +259,7 @@ select
             when session_lock.pid is not null then 'its session is locked by ' || session_lock.who
             else 'about to start'
         end,
-        64
+        60
     ) as why,
     late.id as recall_id,
     late.session_id
@@ -303,13 +325,13 @@ comment on view pgrecall.due_recalls is
     'Recalls whose time has come and that do not run, the latest of them first, each with the one reason that is in the way first. A lock can only be told while one transaction alone has it; what a session without the role pg_read_all_stats may not see of another one (its state, since when) is left out.';
 comment on column pgrecall.due_recalls.late_by is 'How long ago its time was.';
 comment on column pgrecall.due_recalls.why is
-    'Why it does not run: paused (all, the session, the user, or itself), deferred, between two attempts, locked, no worker, no free slot; cut to 64 characters.';
+    'Why it does not run: paused (all, the session, the user, or itself), deferred, between two attempts, locked, no worker, no free slot; cut to 60 characters.';
 comment on column pgrecall.due_recalls.recall_id is 'The recall; history() tells all about it.';
 comment on column pgrecall.due_recalls.session_id is 'Its session; session_states tells who has it.';
 
 create or replace view pgrecall.running_recalls as
 select
-    date_trunc('second', known.now_at - recall.claimed_at) as running_for,
+    date_trunc('second', known.now_at - recall.claimed_at) as runs_for,
     recall.id as recall_id,
     recall.session_id,
     recall.worker_id as worker,
@@ -320,11 +342,14 @@ select
             - known.now_at
     ) as time_left,
     date_trunc('second', worker.lease_until - known.now_at) as lease,
-    case
-        when recall.stopped_by is not null then 'by ' || recall.stopped_by
-        when recall.status <> 'running' then recall.status
-        when session.interrupted_by is not null then 'by chat ' || session.interrupted_by
-    end as stopping
+    left(
+        case
+            when recall.stopped_by is not null then 'by ' || recall.stopped_by
+            when recall.status <> 'running' then recall.status
+            when session.interrupted_by is not null then 'by chat ' || session.interrupted_by
+        end,
+        12
+    ) as stopping
 from (select pgrecall.clock() as now_at) as known
 cross join pgrecall.settings
 cross join pgrecall.session_recalls as recall
@@ -333,7 +358,7 @@ left join pgrecall.workers as worker on worker.id = recall.worker_id
 where recall.run_id is not null
 order by recall.claimed_at;
 comment on view pgrecall.running_recalls is 'What runs now, the longest first. To stop one: stop_run().';
-comment on column pgrecall.running_recalls.running_for is 'For how long.';
+comment on column pgrecall.running_recalls.runs_for is 'For how long.';
 comment on column pgrecall.running_recalls.recall_id is 'The recall; history() tells all about it.';
 comment on column pgrecall.running_recalls.session_id is 'Its session.';
 comment on column pgrecall.running_recalls.worker is 'Who runs it, see worker_states.';
@@ -343,7 +368,7 @@ comment on column pgrecall.running_recalls.time_left is
 comment on column pgrecall.running_recalls.lease is
     'How much of its worker''s lease is left; below zero: it is given to another worker soon.';
 comment on column pgrecall.running_recalls.stopping is
-    'Who has asked it to stop, or what has become of the recall meanwhile; null: it goes on.';
+    'Who has asked it to stop, or what has become of the recall meanwhile; null: it goes on. Cut to 12 characters; the reason is in session_recalls.stop_reason.';
 
 create or replace view pgrecall.next_recalls as
 select
@@ -357,10 +382,10 @@ select
             when recall.cron is not null then recall.cron || ' ' || recall.time_zone
             else 'every ' || pgrecall.span_text(make_interval(secs => recall.interval_seconds))
         end,
-        32
+        36
     ) as schedule
 from pgrecall.session_recalls as recall
-where recall.due_at > (select pgrecall.clock())
+where recall.due_at > pgrecall._now()
 order by recall.due_at;
 comment on view pgrecall.next_recalls is
     'What comes next, the first of them first: … limit 20. Paused ones without an end are not here. More times of one: upcoming().';
@@ -368,7 +393,7 @@ comment on column pgrecall.next_recalls.due_in is 'When a worker will take it; l
 comment on column pgrecall.next_recalls.trigger_at is 'The time that it is wanted for.';
 comment on column pgrecall.next_recalls.recall_id is 'The recall.';
 comment on column pgrecall.next_recalls.session_id is 'Its session.';
-comment on column pgrecall.next_recalls.schedule is 'once, every so often, or its cron expression with the zone; cut to 32 characters.';
+comment on column pgrecall.next_recalls.schedule is 'once, every so often, or its cron expression with the zone; cut to 36 characters.';
 
 create or replace view pgrecall.left_out_occurrences as
 select
@@ -419,7 +444,7 @@ select
             ) then 'no worker was alive'
             else 'no slot was free, or no worker alive'
         end,
-        76
+        70
     ) as why,
     run.recall_id
 from pgrecall.recall_runs as run
@@ -489,14 +514,14 @@ left join lateral (
     limit 1
 ) as pause on true
 where run.lateness > interval '1 second'
-    and run.started_at > (select pgrecall.clock() - interval '7 days')
+    and run.started_at > pgrecall._now() - interval '7 days'
 order by run.started_at desc;
 comment on view pgrecall.late_runs is
     'Runs of the last 7 days that started more than a second after their time, the latest first, each with its first cause. That no slot was free, or no worker alive, is concluded from the workers that are known now.';
 comment on column pgrecall.late_runs.started_at is 'When it started.';
 comment on column pgrecall.late_runs.late_by is 'How long after its time that was.';
 comment on column pgrecall.late_runs.why is
-    'A retry, deferred, scheduled too late, paused, no free slot or no worker; cut to 76 characters.';
+    'A retry, deferred, scheduled too late, paused, no free slot or no worker; cut to 70 characters.';
 comment on column pgrecall.late_runs.recall_id is 'The recall; history() tells all about it.';
 
 create or replace view pgrecall.session_states as
@@ -512,10 +537,10 @@ select
             when session.held_until > known.now_at then 'held by chat ' || session.holder
             else 'free'
         end,
-        28
+        24
     ) as state,
     date_trunc('second', pending.due_at - known.now_at) as due_in,
-    latest.outcome || ' ' || pgrecall.span_text(known.now_at - latest.finished_at) || ' ago' as last_run,
+    latest.outcome || ' ' || pgrecall.span_text(known.now_at - latest.finished_at) as last_run,
     counted.runs || coalesce('/' || coalesce(session.max_runs_per_day, settings.max_runs_per_day), '') as runs_24h
 from (select pgrecall.clock() as now_at) as known
 cross join pgrecall.settings
@@ -554,9 +579,9 @@ comment on view pgrecall.session_states is
 comment on column pgrecall.session_states.session_id is 'The session.';
 comment on column pgrecall.session_states.user_id is 'Its owner; null: nobody that we know of.';
 comment on column pgrecall.session_states.state is
-    'free, in a run, held by a chat, or paused and why (also through its user); cut to 28 characters.';
+    'free, in a run, held by a chat, or paused and why (also through its user); cut to 24 characters.';
 comment on column pgrecall.session_states.due_in is 'When its pending recall is due; below zero: it is late. Null: none is to come.';
-comment on column pgrecall.session_states.last_run is 'How its last run has ended, and when.';
+comment on column pgrecall.session_states.last_run is 'How its last run has ended, and how long ago.';
 comment on column pgrecall.session_states.runs_24h is 'Its runs within 24 hours, and how many it may have if there is a limit.';
 
 create or replace view pgrecall.user_states as
@@ -581,7 +606,7 @@ select
             coalesce(
                 'for ' || pgrecall.span_text(pause.paused_until - (select pgrecall.clock())) || ' more', 'until resumed'
             ) || coalesce(': ' || pause.reason, ''),
-            36
+            32
         )
         from pgrecall.pauses as pause
         where pause.user_id = owner.user_id
@@ -594,7 +619,7 @@ select
         where session.user_id = owner.user_id
             and recall.due_at is not null
     ) as due_in,
-    latest.outcome || ' ' || pgrecall.span_text((select pgrecall.clock()) - latest.finished_at) || ' ago' as last_run,
+    latest.outcome || ' ' || pgrecall.span_text((select pgrecall.clock()) - latest.finished_at) as last_run,
     (
         select count(*)
         from pgrecall.sessions as session
@@ -631,7 +656,7 @@ comment on column pgrecall.user_states.running is 'Runs under way.';
 comment on column pgrecall.user_states.paused is
     'For how long the user is paused, and why; null: not paused. Single sessions and recalls may be, all the same.';
 comment on column pgrecall.user_states.due_in is 'When the next recall is due; below zero: it is late.';
-comment on column pgrecall.user_states.last_run is 'How the last run has ended, and when.';
+comment on column pgrecall.user_states.last_run is 'How the last run has ended, and how long ago.';
 comment on column pgrecall.user_states.runs_24h is 'Runs within 24 hours.';
 
 create or replace view pgrecall.lateness_per_hour as
@@ -646,7 +671,7 @@ from pgrecall.recall_runs as run
 where run.attempt = 1
     and run.started_at > (select pgrecall.clock() - interval '7 days')
     -- As every run ends after its start: this is what there is an index for.
-    and run.finished_at > (select pgrecall.clock() - interval '7 days')
+    and run.finished_at > pgrecall._now() - interval '7 days'
 group by date_trunc('hour', run.started_at)
 order by date_trunc('hour', run.started_at) desc;
 comment on view pgrecall.lateness_per_hour is
@@ -760,7 +785,7 @@ begin
                 select string_agg(
                     column_.name || ': ' || coalesce(change.old ->> column_.name, 'null') || ' → '
                     || coalesce(change.new ->> column_.name, 'null'),
-                    ', ' order by column_.name
+                    E'\n' order by column_.name
                 )
                 from jsonb_object_keys(coalesce(change.new, change.old)) as column_ (name)
             ) end
@@ -796,11 +821,11 @@ begin
             coalesce(delivery.ended_at, delivery.next_at, delivery.created_at),
             3,
             case delivery.status
-                when 'delivered' then 'reply delivered to '
-                when 'failed' then 'reply not delivered to '
-                else 'reply goes to '
-            end || delivery.url,
-            'of run ' || delivery.id || ', tried ' || delivery.attempt || ' times'
+                when 'delivered' then 'reply delivered'
+                when 'failed' then 'reply not delivered'
+                else 'reply on its way'
+            end,
+            'of run ' || delivery.id || ' to ' || delivery.url || ', tried ' || delivery.attempt || ' times'
             || coalesce(', answer ' || delivery.response_status, '') || coalesce(': ' || delivery.last_error, '')
         from pgrecall.recall_runs as run
         join pgrecall.deliveries as delivery on delivery.id = run.id
@@ -852,10 +877,11 @@ begin
     select
         date_trunc('milliseconds', event.at),
         event.what,
-        left(regexp_replace(event.details, '\s+', ' ', 'g'), 300)
+        -- In lines, so that psql needs no \x.
+        rtrim(regexp_replace(event.details, '([^\n]{1,90})(?: +|\n|$)', E'\\1\n', 'g'), E'\n')
     from events as event
     order by event.at, event.place;
 end;
 $$;
 comment on function pgrecall.history(text) is
-    'All that is known of a recall, in the order of time, with what is still to come last: by whom it was scheduled and changed by hand, its runs and the occurrences that were left out, where its replies went, and why it waits. Also of one that was deleted. No texts: neither what the agent was told nor what it answered. Called by operators. Raises: PR003 no such recall, and none that the ledger or the audit remembers.';
+    'All that is known of a recall, in the order of time, with what is still to come last: by whom it was scheduled and changed by hand, its runs and the occurrences that were left out, where its replies went, and why it waits. Also of one that was deleted. No texts: neither what the agent was told nor what it answered. details has lines of about 90 characters. Called by operators. Raises: PR003 no such recall, and none that the ledger or the audit remembers.';

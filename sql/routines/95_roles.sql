@@ -193,6 +193,7 @@ begin
             ('purge_history', 'operator'),
             ('history', 'operator'),
             ('upcoming', 'operator observer'),
+            ('_now', 'operator observer'),
             ('_is_held', 'operator observer')
         ) as listed (name, roles)
         join pg_proc as routine on routine.proname = listed.name and routine.pronamespace = 'pgrecall'::regnamespace

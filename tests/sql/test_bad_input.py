@@ -570,7 +570,6 @@ METHODS: dict[str, Row] = {
     "run_recalls_now": {"user_id": "ada"},
     "retry_recalls": {"user_id": "ada"},
     "stop_runs": {"user_id": "ada"},
-    "history": {"recall_id": "waits"},
     "upcoming": {"recall_id": "waits"},
 }
 #: Methods that take nothing from a caller that could be bad.
@@ -645,6 +644,7 @@ VERBS: dict[str, list[str]] = {
     "run-now": ["waits"],
     "schedule": ["idle", "Go on."],
     "settings": ["timeout_seconds=600"],
+    "status": [],
     "show": ["waits"],
     "skip": ["waits"],
     "stop": ["runs"],

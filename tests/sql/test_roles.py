@@ -82,6 +82,7 @@ _missing_recall                     invoker  producer operator user
 _missing_session                    definer  producer operator user
 _model_text                         invoker  -
 _next_occurrence                    invoker  producer operator user
+_now                                invoker  operator observer
 _pause                              invoker  -
 _pause_due                          invoker  -
 _pause_text                         invoker  -
@@ -581,9 +582,9 @@ def test_installing_again_takes_back_what_was_added_to_the_group_roles_and_leave
 
 
 def test_installing_again_waits_for_no_reader(database: str) -> None:
-    """To make a policy anew would."""
+    """To make a policy anew would. Views are replaced: only people read them, and no worker waits for that."""
     with psycopg.connect(database) as reader, psycopg.connect(database, autocommit=True) as admin:
-        for relation in RELATIONS:
+        for relation in RELATIONS.keys() - set(VIEWS):
             reader.execute(f"select count(*) from pgrecall.{relation}".encode())
         admin.execute("set lock_timeout = '2s'")
         assert schema.install(admin) == 0
