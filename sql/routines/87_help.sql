@@ -55,7 +55,7 @@ as $$
             ('run', 'run one recall now', 'select id, due_at from pgrecall.run_now(''RECALL'');'),
             ('run', 'run all of a session now', 'select id, due_at from pgrecall.run_recalls_now(session_id => ''SESSION'');'),
             ('run', 'retry a recall that failed or was cancelled', 'select id, status, due_at from pgrecall.retry_recall(''RECALL'');'),
-            ('run', 'retry what failed since an outage began', 'select id from pgrecall.retry_recalls(user_id => ''USER'', failed_since => now() - ''2h'');'),
+            ('run', 'retry what failed today, or since any other time', 'select id from pgrecall.retry_recalls(user_id => ''USER'', failed_since => ''today'');'),
             ('run', 'move a recall to another time', 'select id, due_at from pgrecall.reschedule(''RECALL'', now() + ''1 hour'');'),
             ('run', 'move all recalls of a user by an hour', 'select id, due_at from pgrecall.reschedule_recalls(user_id => ''USER'', by => ''1 hour'');'),
             ('run', 'say that a recall was done by other means', 'select id, status from pgrecall.mark_fired(''RECALL'');'),
@@ -79,7 +79,7 @@ as $$
             ('settings', 'delete the history of a user', 'select * from pgrecall.purge_history(user_id => ''USER'');'),
 
             ('who', 'who changed a recall, and how', 'select changed_at, role, action, old, new from pgrecall.get_audit(recall_id => ''RECALL'');'),
-            ('who', 'who changed what today', 'select changed_at, role, action, object from pgrecall.get_audit(since => now() - ''1 day'');'),
+            ('who', 'who changed what today', 'select changed_at, role, action, object from pgrecall.get_audit(since => ''today'');'),
             ('who', 'let a login operate (other roles: docs/roles.md)', 'grant pgrecall_operator to "LOGIN";'),
             ('who', 'which version is installed', 'select pgrecall.schema_version();'),
 
