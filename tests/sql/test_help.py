@@ -37,7 +37,7 @@ def prepare(db: psycopg.Connection, statement: str) -> None:
     if "schedule_recall(" in statement or statement.startswith("insert"):
         return
     state = next((state for function, state in STATES.items() if function in statement), "pending")
-    due = datetime.now(UTC) + (timedelta(hours=1) if state == "pending" else timedelta(seconds=-1))
+    due = datetime.now(UTC) + (timedelta(minutes=30) if state == "pending" else timedelta(seconds=-1))
     if "skip" in statement:
         add_recurring(db, "SESSION", due, id="RECALL")
         return
