@@ -60,6 +60,7 @@ select not exists (select from pgrecall.migrations where version = 2) as needed 
 \ir routines/79_retention.sql
 \ir routines/80_read.sql
 \ir routines/85_views.sql
+\ir routines/87_help.sql
 \ir routines/90_host.sql
 \ir routines/95_roles.sql
 commit;

@@ -47,6 +47,15 @@ def named(cell: str) -> list[str]:
     return re.findall(r"(?<!\[)`(\w+)`", cell)
 
 
+def wanted() -> list[tuple[str, str]]:
+    """What each constraint on the page asks for, without marks and links."""
+    return [
+        (name.strip("`"), re.sub(r"\[(.*?)\]\(.*?\)", r"\1", asks).replace("`", ""))
+        for table in SENSIBLE
+        for name, asks, _ in tables(section(f"pgrecall.{table}"))
+    ]
+
+
 CODES = [row for row in tables(section("Errors of the functions")) if row[0].startswith("`PR")]
 CONSTRAINTS = [(table, *one) for table in SENSIBLE for one in constraints(table)]
 
@@ -187,3 +196,20 @@ def test_an_upgrade_leaves_rows_alone_whose_zone_the_server_has_dropped(empty_da
             old.execute(insert, ["r2", "s2"])
         old.execute("update pgrecall.session_recalls set time_zone = 'UTC'")
         old.execute(bad.format("validate", "").encode())
+
+
+def test_the_comment_of_a_constraint_asks_for_the_same_as_the_page(db: psycopg.Connection) -> None:
+    comments = {
+        one["name"]: one["comment"]
+        for one in rows(
+            db,
+            """select conname as name, obj_description(oid, 'pg_constraint') as comment from pg_constraint
+            where connamespace = 'pgrecall'::regnamespace
+            union all
+            select relname, obj_description(pg_class.oid, 'pg_class') from pg_index join pg_class on oid = indexrelid
+            where relnamespace = 'pgrecall'::regnamespace and indisunique
+                and not exists (select from pg_constraint where conindid = indexrelid)""",
+        )
+    }
+    # A sentence may begin with a capital.
+    assert [(name, asks, comments[name]) for name, asks in wanted() if asks[1:] not in comments[name]] == []

@@ -27,7 +27,7 @@ end $$;
 
 create schema if not exists pgrecall;
 comment on schema pgrecall is
-    'Recalls: rows that ask for an agent run later. Start with session_recalls (what is wanted), recall_runs (what happened) and schedule_recall().';
+    'Recalls: rows that ask for an agent run later. Start with: select * from pgrecall.help();';
 
 create table if not exists pgrecall.migrations (
     version integer primary key,

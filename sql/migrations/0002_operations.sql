@@ -421,3 +421,206 @@ create index runs_by_time on pgrecall.recall_runs using brin (finished_at) with 
 comment on index pgrecall.runs_by_time is 'Serves lateness_per_hour.';
 create index audit_of_settings on pgrecall.audit (id) where object = 'settings';
 comment on index pgrecall.audit_of_settings is 'Serves late_runs: when all was paused.';
+
+-- What a rule asks for, in the words of docs/errors.md: whoever meets one finds it with help('<its name>') or in \d+.
+comment on constraint session_is_held_by_a_run_or_until_a_time on pgrecall.sessions is
+    'An end of each chat''s hold: use hold_session(). A chat server that died cannot keep a session.';
+comment on index pgrecall.settings_has_one_row is 'That there is one row: update it.';
+comment on index pgrecall.one_pending_recall_per_session is
+    'No second pending recall: cancel or move the first, or schedule_recall(…, if_exists => ''replace''). A running recurring one will come back, so it counts; a running one-shot does not, so that an agent can schedule its next recall from inside its run.';
+comment on index pgrecall.idempotency_key_is_unique_in_its_session is
+    'A key that no recall of the session has: schedule_recall() returns the recall that has it.';
+comment on index pgrecall.one_run_per_recall_and_token is
+    'A run that no other recall is in. Serves looking up what runs now; small, since it holds running rows only.';
+comment on constraint action_of_audit_is_known on pgrecall.audit is
+    'action: one of the actions that the column''s comment explains; only triggers and functions write here.';
+comment on constraint pending_delivery_has_a_next_time on pgrecall.deliveries is
+    'A time for the next attempt as long as it is pending: use retry_delivery().';
+comment on constraint session_of_delivery_must_exist on pgrecall.deliveries is
+    'An existing session; one that is deleted takes its deliveries along.';
+comment on constraint status_of_delivery_must_be_pending_delivered_or_failed on pgrecall.deliveries is
+    'status: one of the three.';
+comment on constraint host_sessions_has_one_row on pgrecall.host_sessions is
+    'is_only_row: there is one row: use use_sessions_table().';
+comment on constraint pause_is_of_a_session_or_of_a_user on pgrecall.pauses is
+    'Exactly one of the two: use pause_session() or pause_user().';
+comment on constraint paused_at_of_pause_must_be_a_time_in_the_years_1_to_9999 on pgrecall.pauses is
+    'paused_at: a finite time, years 1 to 9999.';
+comment on constraint paused_until_of_pause_must_be_a_time_in_the_years_1_to_9999 on pgrecall.pauses is
+    'paused_until: a finite time, years 1 to 9999; null: until it is resumed.';
+comment on constraint session_is_paused_once on pgrecall.pauses is
+    'No second pause of the session: pause_session() changes the one that is there.';
+comment on constraint session_of_pause_must_exist on pgrecall.pauses is
+    'An existing session; one that is deleted takes its pause along.';
+comment on constraint user_is_paused_once on pgrecall.pauses is
+    'No second pause of the user: pause_user() changes the one that is there.';
+comment on constraint purges_has_one_row on pgrecall.purges is
+    'is_only_row: there is one row; only purge() writes it.';
+comment on constraint finished_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.recall_runs is
+    'finished_at: a finite time, years 1 to 9999.';
+comment on constraint nominal_at_of_run_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.recall_runs is
+    'nominal_at: a finite time, years 1 to 9999.';
+comment on constraint occurrences_is_positive on pgrecall.recall_runs is
+    'occurrences: 1 or more: a row stands for at least one occurrence.';
+comment on constraint outcome_is_known on pgrecall.recall_runs is
+    'outcome: one of the outcomes of docs/states.md; workers write them by finish().';
+comment on constraint refused_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.recall_runs is
+    'refused_at: a finite time, years 1 to 9999.';
+comment on constraint session_of_run_must_exist on pgrecall.recall_runs is
+    'An existing session; one that is deleted takes its runs along.';
+comment on constraint started_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.recall_runs is
+    'started_at: a finite time, years 1 to 9999.';
+comment on constraint created_at_of_message_must_be_a_time_in_the_years_1_to_9999 on pgrecall.session_messages is
+    'created_at: a finite time, years 1 to 9999.';
+comment on constraint message_id_is_unique_in_its_session on pgrecall.session_messages is
+    'An id that no message of the session has: append_messages() leaves the first.';
+comment on constraint message_id_must_have_1_to_512_characters on pgrecall.session_messages is
+    'id: 1 to 512 characters.';
+comment on constraint message_role_must_not_be_empty on pgrecall.session_messages is
+    'role: user, assistant, system ….';
+comment on constraint session_messages_session_exists on pgrecall.session_messages is
+    'An existing session.';
+comment on constraint session_messages_pkey on pgrecall.session_messages is
+    'Nothing from a producer: the server numbers messages.';
+comment on constraint additional_context_message_must_be_at_most_65536_characters on pgrecall.session_recalls is
+    'additional_context_message: at most so many; put more into metadata, or where the agent can read it.';
+comment on constraint additional_context_message_must_not_be_empty on pgrecall.session_recalls is
+    'additional_context_message: more than white space.';
+comment on constraint after_stop_must_be_retry_or_skip on pgrecall.session_recalls is
+    'after_stop: one of the two, see stop_run().';
+comment on constraint attempt_must_be_0_to_1000000 on pgrecall.session_recalls is
+    'attempt: 0 to 1,000,000.';
+comment on constraint call_type_must_be_once_recurring_or_immediate on pgrecall.session_recalls is
+    'call_type: one of the three.';
+comment on constraint chain_depth_must_be_0_to_1000000 on pgrecall.session_recalls is
+    'chain_depth: 0 to 1,000,000.';
+comment on constraint claimed_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'claimed_at: a finite time, years 1 to 9999.';
+comment on constraint created_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'created_at: a finite time, years 1 to 9999.';
+comment on constraint created_by_must_be_host_or_agent on pgrecall.session_recalls is
+    'created_by: one of the two; left out: host.';
+comment on constraint cron_must_be_a_valid_expression on pgrecall.session_recalls is
+    'cron: what cron_error() finds nothing wrong with; the error says what it is.';
+comment on constraint cron_needs_a_time_zone on pgrecall.session_recalls is
+    'Time_zone with cron.';
+comment on constraint deferrals_must_be_0_to_1000000000 on pgrecall.session_recalls is
+    'deferrals: 0 to 1,000,000,000.';
+comment on constraint deferred_since_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'deferred_since: a finite time, years 1 to 9999.';
+comment on constraint deliver_to_must_be_an_http_url on pgrecall.session_recalls is
+    'deliver_to: http://… or https://…, at most 2048 characters.';
+comment on constraint end_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'end_at: a finite time, years 1 to 9999.';
+comment on constraint end_at_must_not_be_before_trigger_at on pgrecall.session_recalls is
+    'A series that ends after it begins; also after a move.';
+comment on constraint failures_must_be_0_to_1000000000 on pgrecall.session_recalls is
+    'failures: 0 to 1,000,000,000.';
+comment on constraint grid_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'grid_at: a finite time, years 1 to 9999.';
+comment on constraint idempotency_key_must_have_1_to_255_characters on pgrecall.session_recalls is
+    'idempotency_key: 1 to 255 characters.';
+comment on constraint idle_for_seconds_must_be_greater_than_zero on pgrecall.session_recalls is
+    'idle_for_seconds: 1 or more; null: at once.';
+comment on constraint interval_seconds_and_cron_exclude_each_other on pgrecall.session_recalls is
+    'Only one of the two.';
+comment on constraint interval_seconds_must_be_greater_than_zero on pgrecall.session_recalls is
+    'interval_seconds: 1 or more.';
+comment on constraint max_attempts_must_be_greater_than_zero on pgrecall.session_recalls is
+    'max_attempts: 1 or more.';
+comment on constraint max_defer_seconds_must_be_greater_than_zero on pgrecall.session_recalls is
+    'max_defer_seconds: 1 or more.';
+comment on constraint nominal_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'nominal_at: a finite time, years 1 to 9999.';
+comment on constraint not_before_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'not_before: a finite time, years 1 to 9999.';
+comment on constraint on_interrupt_must_be_retry_or_skip on pgrecall.session_recalls is
+    'on_interrupt: one of the two.';
+comment on constraint on_max_defer_must_be_run_or_skip on pgrecall.session_recalls is
+    'on_max_defer: one of the two.';
+comment on constraint pause_after_failures_must_be_greater_than_zero on pgrecall.session_recalls is
+    'pause_after_failures: 1 or more; null: never.';
+comment on constraint paused_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'paused_at: a finite time, years 1 to 9999.';
+comment on constraint paused_until_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'paused_until: a finite time, years 1 to 9999.';
+comment on constraint paused_until_needs_paused_at on pgrecall.session_recalls is
+    'A beginning for a pause with an end: use pause_recall().';
+comment on constraint recall_id_must_have_1_to_255_characters on pgrecall.session_recalls is
+    'id: 1 to 255 characters.';
+comment on constraint recurring_recall_needs_interval_seconds_or_cron on pgrecall.session_recalls is
+    'One of the two for recurring.';
+comment on constraint run_id_is_set_by_claim_with_worker_id_and_times on pgrecall.session_recalls is
+    'Nothing from a producer: only workers take recalls.';
+comment on constraint session_of_recall_must_exist on pgrecall.session_recalls is
+    'An existing session: insert it first.';
+comment on constraint status_must_be_pending_running_fired_failed_or_cancelled on pgrecall.session_recalls is
+    'status: one of the five.';
+comment on constraint time_zone_must_be_an_iana_name on pgrecall.session_recalls is
+    'time_zone: what time_zone_error() finds nothing wrong with; the error says what it is.';
+comment on constraint timeout_seconds_must_be_greater_than_zero on pgrecall.session_recalls is
+    'timeout_seconds: 1 or more; null: no limit of its own.';
+comment on constraint trigger_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'trigger_at: a finite time, years 1 to 9999.';
+comment on constraint updated_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.session_recalls is
+    'updated_at: a finite time, years 1 to 9999.';
+comment on constraint session_recalls_pkey on pgrecall.session_recalls is
+    'An id that no recall has: leave it out for a new one.';
+comment on constraint session_of_waiter_must_exist on pgrecall.session_waiters is
+    'An existing session; one that is deleted takes its waiters along.';
+comment on constraint waits_once_for_a_session on pgrecall.session_waiters is
+    'One place in the line for each holder: use hold_session().';
+comment on constraint active_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.sessions is
+    'active_at: a finite time, years 1 to 9999.';
+comment on constraint deliver_to_of_session_must_be_an_http_url on pgrecall.sessions is
+    'deliver_to: http://… or https://…, at most 2048 characters.';
+comment on constraint holder_must_have_1_to_255_characters on pgrecall.sessions is
+    'holder: 1 to 255 characters: use hold_session().';
+comment on constraint max_runs_per_day_must_be_greater_than_zero on pgrecall.sessions is
+    'max_runs_per_day: 1 or more; null: that of the settings.';
+comment on constraint session_id_must_have_1_to_255_characters on pgrecall.sessions is
+    'id: 1 to 255 characters.';
+comment on constraint time_zone_of_session_must_be_an_iana_name on pgrecall.sessions is
+    'time_zone: what time_zone_error() finds nothing wrong with; the error says what it is.';
+comment on constraint sessions_pkey on pgrecall.sessions is
+    'An id that no session has: on conflict (id) do nothing leaves the first.';
+comment on constraint agent_max_chain_depth_must_be_0_or_more on pgrecall.settings is
+    'agent_max_chain_depth: 0 or more.';
+comment on constraint agent_max_pending_per_user_must_be_0_or_more on pgrecall.settings is
+    'agent_max_pending_per_user: 0 or more.';
+comment on constraint agent_min_interval_seconds_must_be_0_or_more on pgrecall.settings is
+    'agent_min_interval_seconds: 0 or more.';
+comment on constraint agent_recurring_days_must_be_1_to_36500 on pgrecall.settings is
+    'agent_recurring_days: 1 to 36500.';
+comment on constraint keep_audit_must_be_0_to_1000_years on pgrecall.settings is
+    'keep_audit: 0 to 1000 years; null: for ever.';
+comment on constraint keep_cancelled_must_be_0_to_1000_years on pgrecall.settings is
+    'keep_cancelled: 0 to 1000 years; null: for ever.';
+comment on constraint keep_deliveries_must_be_0_to_1000_years on pgrecall.settings is
+    'keep_deliveries: 0 to 1000 years; null: for ever.';
+comment on constraint keep_failed_must_be_0_to_1000_years on pgrecall.settings is
+    'keep_failed: 0 to 1000 years; null: for ever.';
+comment on constraint keep_fired_must_be_0_to_1000_years on pgrecall.settings is
+    'keep_fired: 0 to 1000 years; null: for ever.';
+comment on constraint keep_messages_must_be_2_days_to_1000_years on pgrecall.settings is
+    'keep_messages: 2 days to 1000 years; null: for ever.';
+comment on constraint keep_runs_must_be_2_days_to_1000_years on pgrecall.settings is
+    'keep_runs: 2 days to 1000 years; null: for ever.';
+comment on constraint max_runs_per_day_of_settings_must_be_greater_than_zero on pgrecall.settings is
+    'max_runs_per_day: 1 or more; null: no limit.';
+comment on constraint message_template_must_be_valid on pgrecall.settings is
+    'message_template: what message_template_error() finds nothing wrong with; the error says what it is.';
+comment on constraint paused_at_of_settings_must_be_a_time_in_the_years_1_to_9999 on pgrecall.settings is
+    'paused_at: a finite time, years 1 to 9999.';
+comment on constraint paused_until_of_settings_must_be_a_time_in_the_years_1_to_9999 on pgrecall.settings is
+    'paused_until: a finite time, years 1 to 9999.';
+comment on constraint paused_until_of_settings_needs_paused_at on pgrecall.settings is
+    'A beginning for a pause with an end: use pause_all().';
+comment on constraint silent_token_must_have_1_to_100_characters on pgrecall.settings is
+    'silent_token: 1 to 100 characters, no white space around them; null: none.';
+comment on constraint timeout_seconds_of_settings_must_be_greater_than_zero on pgrecall.settings is
+    'timeout_seconds: 1 or more.';
+comment on constraint reconnect_grace_must_be_0_to_60_seconds on pgrecall.workers is
+    'reconnect_grace: 0 to 60 seconds.';
+comment on constraint worker_id_must_have_1_to_255_characters on pgrecall.workers is
+    'id: 1 to 255 characters.';

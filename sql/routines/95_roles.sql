@@ -102,6 +102,7 @@ begin
             -- plain SQL, also to roles of the host's own. They read no table.
             ('schema_version', 'public'),
             ('get_schema', 'public'),
+            ('help', 'public'),
             ('clock', 'public'),
             ('new_id', 'public'),
             ('microseconds', 'public'),

@@ -57,6 +57,7 @@ FUNCTIONS: dict[str, Row] = {
     "get_pending_session_ids": {"session_ids": "{waits}"},
     "get_recall": {"recall_id": "waits"},
     "get_runs": {"recall_id": "ended"},
+    "help": {"topic": "pause"},
     "history": {"recall_id": "ended"},
     "hold_session": {"session_id": "idle", "holder": "chat"},
     "list_recalls": {"is_admin": True},

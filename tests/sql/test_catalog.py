@@ -73,6 +73,10 @@ UNCOMMENTED: dict[str, LiteralString] = {
                 where k.conindid = c.oid and k.contype in ('p', 'u', 'x'))""",
     "functions": """select p.oid::regprocedure::text as name from pg_proc as p
         where p.pronamespace = 'pgrecall'::regnamespace and obj_description(p.oid, 'pg_proc') is null""",
+    # A primary key that is just the id of the row is plain; of a constraint trigger the trigger has the comment.
+    "constraints": """select k.conname as name from pg_constraint as k
+        where k.connamespace = 'pgrecall'::regnamespace and k.contype in ('c', 'f', 'u', 'x')
+            and obj_description(k.oid, 'pg_constraint') is null""",
     "triggers": """select t.tgname as name from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
         where c.relnamespace = 'pgrecall'::regnamespace and not t.tgisinternal
             and obj_description(t.oid, 'pg_trigger') is null""",
@@ -250,7 +254,7 @@ def test_every_routine_for_callers_has_a_call_from_python(db: psycopg.Connection
     """The others are for people and for the SQL itself."""
     public = {one["proname"] for one in routines(db) if not one["proname"].startswith("_")}
     for_sql = {"clock", "new_id", "microseconds", "occurrence_message_id", "cron_error", "cron_next", "time_zone_error"}
-    for_sql |= {"current_user_id", "time_text", "span_text", "default_message_template", "message_template_error"}
+    for_sql |= {"help", "current_user_id", "time_text", "span_text", "default_message_template", "message_template_error"}
     assert public - for_sql - {"grant_roles", "schema_version", "watch"} == set(CALLS)
 
 

@@ -142,6 +142,7 @@ get_runs                            invoker  operator user
 get_schema                          invoker  everybody
 give_up_lifelines                   definer  worker
 grant_roles                         invoker  -
+help                                invoker  everybody
 history                             definer  operator
 hold_session                        definer  chat
 list_recalls                        invoker  producer operator user
