@@ -118,18 +118,6 @@ alter table pgrecall.recall_runs enable row level security;
 alter table pgrecall.deliveries enable row level security;
 alter table pgrecall.pauses enable row level security;
 
--- Names that say all of it: these were longer than 63 bytes, and cut
-
-alter table pgrecall.settings
-    rename constraint paused_at_of_settings_must_be_a_finite_time_in_the_years_1_to_9
-    to paused_at_of_settings_must_be_a_time_in_the_years_1_to_9999;
-alter table pgrecall.settings
-    rename constraint paused_until_of_settings_must_be_a_finite_time_in_the_years_1_t
-    to paused_until_of_settings_must_be_a_time_in_the_years_1_to_9999;
-alter table pgrecall.session_messages
-    rename constraint created_at_of_message_must_be_a_finite_time_in_the_years_1_to_9
-    to created_at_of_message_must_be_a_time_in_the_years_1_to_9999;
-
 -- What is wrong with a cron expression, a time zone or a template is told by the error itself
 
 alter table pgrecall.session_recalls
@@ -470,7 +458,7 @@ comment on constraint session_of_run_must_exist on pgrecall.recall_runs is
     'An existing session; one that is deleted takes its runs along.';
 comment on constraint started_at_must_be_a_finite_time_in_the_years_1_to_9999 on pgrecall.recall_runs is
     'started_at: a finite time, years 1 to 9999.';
-comment on constraint created_at_of_message_must_be_a_time_in_the_years_1_to_9999 on pgrecall.session_messages is
+comment on constraint created_at_of_message_must_be_a_finite_time_in_the_years_1_to_9 on pgrecall.session_messages is
     'created_at: a finite time, years 1 to 9999.';
 comment on constraint message_id_is_unique_in_its_session on pgrecall.session_messages is
     'An id that no message of the session has: append_messages() leaves the first.';
@@ -610,9 +598,9 @@ comment on constraint max_runs_per_day_of_settings_must_be_greater_than_zero on 
     'max_runs_per_day: 1 or more; null: no limit.';
 comment on constraint message_template_must_be_valid on pgrecall.settings is
     'message_template: what message_template_error() finds nothing wrong with; the error says what it is.';
-comment on constraint paused_at_of_settings_must_be_a_time_in_the_years_1_to_9999 on pgrecall.settings is
+comment on constraint paused_at_of_settings_must_be_a_finite_time_in_the_years_1_to_9 on pgrecall.settings is
     'paused_at: a finite time, years 1 to 9999.';
-comment on constraint paused_until_of_settings_must_be_a_time_in_the_years_1_to_9999 on pgrecall.settings is
+comment on constraint paused_until_of_settings_must_be_a_finite_time_in_the_years_1_t on pgrecall.settings is
     'paused_until: a finite time, years 1 to 9999.';
 comment on constraint paused_until_of_settings_needs_paused_at on pgrecall.settings is
     'A beginning for a pause with an end: use pause_all().';
