@@ -256,7 +256,7 @@ select
             when known.free <= 0 then
                 'all ' || known.slots || ' slots of ' || known.workers
                 || case known.workers when 1 then ' worker' else ' workers' end || ' are taken'
-            when session_lock.pid is not null then 'its session is locked by ' || session_lock.who
+            when session_lock.pid is not null then 'its session is in a transaction of ' || session_lock.who
             else 'about to start'
         end,
         60
@@ -308,6 +308,7 @@ left join (
     where held.locktype = 'transactionid'
         and held.mode = 'ExclusiveLock'
         and held.granted
+        and held.pid <> pg_backend_pid()
 ) as recall_lock on recall_lock.transactionid = late.locker
 left join (
     select
@@ -319,10 +320,11 @@ left join (
     where held.locktype = 'transactionid'
         and held.mode = 'ExclusiveLock'
         and held.granted
+        and held.pid <> pg_backend_pid()
 ) as session_lock on session_lock.transactionid = session.xmax
 order by late.trigger_at;
 comment on view pgrecall.due_recalls is
-    'Recalls whose time has come and that do not run, the latest of them first, each with the one reason that is in the way first. A lock can only be told while one transaction alone has it; what a session without the role pg_read_all_stats may not see of another one (its state, since when) is left out.';
+    'Recalls whose time has come and that do not run, the latest of them first, each with the one reason that is in the way first. A lock can only be told while one transaction alone has it, and is not told apart from a reference (by a message, for example), which is in nobody''s way; what a session without the role pg_read_all_stats may not see of another one (its state, since when) is left out.';
 comment on column pgrecall.due_recalls.late_by is 'How long ago its time was.';
 comment on column pgrecall.due_recalls.why is
     'Why it does not run: paused (all, the session, the user, or itself), deferred, between two attempts, locked, no worker, no free slot; cut to 60 characters.';
@@ -515,7 +517,7 @@ left join lateral (
 ) as pause on true
 where run.lateness > interval '1 second'
     and run.started_at > pgrecall._now() - interval '7 days'
-order by run.started_at desc;
+order by run.started_at desc, run.id desc;
 comment on view pgrecall.late_runs is
     'Runs of the last 7 days that started more than a second after their time, the latest first, each with its first cause. That no slot was free, or no worker alive, is concluded from the workers that are known now.';
 comment on column pgrecall.late_runs.started_at is 'When it started.';
@@ -779,7 +781,7 @@ begin
         union all
         select
             change.changed_at,
-            case change.action when 'insert' then 0 else 1 end,
+            case change.action when 'delete' then 4 else 1 end,
             case change.action when 'delete' then 'deleted' else 'changed' end || ' by ' || change.role,
             case when change.action = 'delete' then 'trigger_at: ' || coalesce(change.old ->> 'trigger_at', 'null') else (
                 select string_agg(

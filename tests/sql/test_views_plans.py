@@ -17,7 +17,7 @@ LARGE = {"session_recalls", "recall_runs", "sessions"}
 
 @pytest.fixture(scope="module")
 def full(server: Server, template: str, name_database: Iterator[str]) -> Iterator[psycopg.Connection]:
-    """100,000 sessions; 200,000 recalls, few of which are due, held back, running or failing; 300,000 runs of 90 days."""
+    """100,000 sessions; 200,000 recalls, few of which are due, held back, running or failing; 300,000 runs."""
     name = sql.Identifier(next(name_database))
     with psycopg.connect(server.dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("create database {} template {}").format(name, sql.Identifier(template)))
@@ -30,7 +30,10 @@ def full(server: Server, template: str, name_database: Iterator[str]) -> Iterato
 def fill(db: psycopg.Connection) -> None:
     db.execute("set session_replication_role = replica")  # no foreign keys are checked
     db.execute("alter table pgrecall.session_recalls disable trigger user")
-    db.execute("insert into pgrecall.sessions (id, user_id) select 's' || n, 'u' || n % 30000 from generate_series(1, 100000) n")
+    db.execute(
+        """insert into pgrecall.sessions (id, user_id)
+        select 's' || n, 'u' || n % 30000 from generate_series(1, 100000) n"""
+    )
     db.execute(
         """insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message, status, updated_at)
         select 's' || n, now() - n * interval '1 minute', 'go on', case n % 50 when 0 then 'failed' else 'fired' end,
@@ -39,7 +42,8 @@ def fill(db: psycopg.Connection) -> None:
     )
     db.execute(
         """insert into pgrecall.session_recalls (session_id, call_type, interval_seconds, trigger_at,
-            additional_context_message, failures, not_before, paused_at, run_id, worker_id, nominal_at, claimed_at, status)
+            additional_context_message, failures, not_before, paused_at, run_id, worker_id, nominal_at, claimed_at,
+            status)
         select 's' || n, 'recurring', 3600,
             now() + case when n % 500 < 3 then -1 else n end * interval '1 minute', 'go on',
             case when n % 500 = 3 then 1 else 0 end,
@@ -52,7 +56,8 @@ def fill(db: psycopg.Connection) -> None:
     db.execute(
         """insert into pgrecall.recall_runs (id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id,
             attempt, outcome)
-        select n, 'r' || n % 50000, 's' || n % 100000 + 1, at - case when n % 100 = 0 then 5 else 0 end * interval '1 second',
+        select n, 'r' || n % 50000, 's' || n % 100000 + 1,
+            at - case when n % 100 = 0 then 5 else 0 end * interval '1 second',
             at, at + interval '1 second', 'w', 1, case when n % 100 = 1 then 'skipped' else 'success' end
         from generate_series(1, 300000) n, lateral (select now() - (300000 - n) * interval '26 seconds' as at) as t"""
     )
@@ -93,9 +98,3 @@ def test_no_view_reads_a_large_table_from_end_to_end(full: psycopg.Connection, q
     # Nor through an index: what is read has to do with what is shown.
     most = max(one.get("Actual Rows", 0) * one.get("Actual Loops", 1) for one in plan)
     assert most <= 110_000, json.dumps(explained, indent=1)
-    print(query, explained["Execution Time"], most)
-
-
-def test_zz(full):
-    for q in ("pgrecall.failed_recalls limit 20","pgrecall.due_recalls","pgrecall.overview"):
-        print("\n".join(r[0] for r in full.execute(("explain (analyze) select * from "+q).encode()).fetchall()))
