@@ -254,7 +254,14 @@ def test_every_routine_for_callers_has_a_call_from_python(db: psycopg.Connection
     """The others are for people and for the SQL itself."""
     public = {one["proname"] for one in routines(db) if not one["proname"].startswith("_")}
     for_sql = {"clock", "new_id", "microseconds", "occurrence_message_id", "cron_error", "cron_next", "time_zone_error"}
-    for_sql |= {"help", "current_user_id", "time_text", "span_text", "default_message_template", "message_template_error"}
+    for_sql |= {
+        "help",
+        "current_user_id",
+        "time_text",
+        "span_text",
+        "default_message_template",
+        "message_template_error",
+    }
     assert public - for_sql - {"grant_roles", "schema_version", "watch"} == set(CALLS)
 
 

@@ -14,7 +14,13 @@ WIDTH = 160
 #: Commands of psql: not for the server.
 META = re.compile(r"^\\")
 #: What a row needs beside a pending recall of the session.
-STATES = {"retry_recall(": "failed", "retry_recalls(": "failed", "stop_run(": "running", "stop_runs(": "running", "retry_delivery(": "running"}
+STATES = {
+    "retry_recall(": "failed",
+    "retry_recalls(": "failed",
+    "stop_run(": "running",
+    "stop_runs(": "running",
+    "retry_delivery(": "running",
+}
 
 
 def page(db: psycopg.Connection, topic: str | None = None) -> list[Row]:
