@@ -73,7 +73,7 @@ def test_what_it_says_works(db: psycopg.Connection) -> None:
                     statement = statement.replace("(1)", f"({value(db, 'select max(id) from pgrecall.deliveries')})")
                 cursor = db.execute(statement.encode())
                 changed = cursor.fetchall() if cursor.description else [(cursor.rowcount,)]
-                if line["about"] in ("pause", "cancel", "run", "make") and line["you_want"] != "end that":
+                if line["about"] in ("pause", "cancel", "run", "make") and not line["you_want"].startswith("resume"):
                     assert changed, line
         except psycopg.Error as error:
             error.add_note(repr(line))
@@ -125,6 +125,7 @@ def test_all_that_operators_may_do_and_see_is_there(db: psycopg.Connection) -> N
         ("cancel user", "cancel_recalls(user_id"),
         ("cancel all of a user's recalls", "cancel_recalls(user_id"),
         ("stop", "stop_run("),
+        ("resume", "resume_all("),
         ("audit", "get_audit("),
         ("pause_user", "pause_user("),
         ("pgrecall.pause_user('ann')", "pause_user("),
