@@ -199,3 +199,17 @@ def test_a_role_is_told_what_it_may_do_and_nothing_else(database: str) -> None:
         r"\df+ pgrecall.*": set(ROLES),
     }
     assert {text: {role for role in ROLES if text in said[role]} for text in expected} == expected
+
+
+def test_it_names_nothing_that_is_not_there(db: psycopg.Connection) -> None:
+    """What does not exist may not be called either, and would be left out without a word."""
+    source = str(
+        value(db, "select prosrc from pg_proc where proname = 'help' and pronamespace = 'pgrecall'::regnamespace")
+    )
+    named = set(re.findall(r"\bpgrecall\.(\w+)", source))
+    known = rows(
+        db,
+        """select proname as name from pg_proc where pronamespace = 'pgrecall'::regnamespace
+        union select relname from pg_class where relnamespace = 'pgrecall'::regnamespace""",
+    )
+    assert named - {one["name"] for one in known} == set()
