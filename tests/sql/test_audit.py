@@ -117,11 +117,6 @@ OF_A_RECALL: dict[str, tuple[LiteralString, str, set[str]]] = {
     "reschedule": ("select pgrecall.reschedule('r', '2031-01-01 00:00:00+00')", "update", {"trigger_at"}),
     "pause_recall": ("select pgrecall.pause_recall('r', 'why')", "update", {"paused_at", "pause_reason"}),
     "agent_cancel_recall": ("select pgrecall.agent_cancel_recall('s1')", "update", {"status"}),
-    "the end of a run by hand": (
-        "update pgrecall.session_recalls set stopped_by = 'eve', after_stop = 'skip' where id = 'r'",
-        "update",
-        {"stopped_by", "after_stop"},
-    ),
 }
 
 

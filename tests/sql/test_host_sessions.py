@@ -669,7 +669,8 @@ def test_a_lacking_privilege_is_named_with_its_grant(empty_database: str) -> Non
 def test_only_the_owner_of_pgrecall_can_change_what_sessions_are(database: str, own: psycopg.Connection) -> None:
     with role(database) as name:
         own.execute(
-            f"grant usage on schema pgrecall to {name}; grant all on all tables in schema pgrecall to {name}".encode()
+            f"grant usage on schema pgrecall to {name}; grant all on all tables in schema pgrecall to {name};"
+            f" grant execute on all routines in schema pgrecall to {name}".encode()
         )
         own.execute(f"grant create on schema public to {name}".encode())
         with psycopg.connect(database, autocommit=True) as host:

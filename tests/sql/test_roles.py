@@ -75,6 +75,7 @@ _is_right                           invoker  everybody
 _is_suspect                         invoker  -
 _let_go                             invoker  -
 _line_until                         invoker  -
+_lock_holders                       invoker  -
 _lock_for_peek                      invoker  -
 _make_due                           invoker  -
 _make_way                           invoker  producer operator user
