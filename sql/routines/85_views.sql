@@ -58,8 +58,9 @@ comment on column pgrecall.worker_states.process is 'Host and process id.';
 create or replace view pgrecall.failed_recalls as
 select
     date_trunc('second', failed.ended_at) as failed_at, failed.recall_id, failed.session_id, failed.attempts, failed.error
+-- Each part in its order: read from two indexes, as far as it is asked for.
 from (
-    select
+    (select
         recall.updated_at as ended_at,
         recall.id as recall_id,
         recall.session_id,
@@ -68,8 +69,9 @@ from (
     from pgrecall.session_recalls as recall
     where recall.status = 'failed'
         and recall.run_id is null
+    order by recall.updated_at desc)
     union all
-    select
+    (select
         recall.updated_at,
         recall.id,
         recall.session_id,
@@ -78,6 +80,7 @@ from (
     from pgrecall.session_recalls as recall
     where recall.failures > 0
         and recall.status in ('pending', 'running')
+    order by recall.updated_at desc)
 ) as failed
 order by failed.ended_at desc;
 comment on view pgrecall.failed_recalls is
