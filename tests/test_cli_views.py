@@ -25,7 +25,7 @@ def run(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             """insert into pgrecall.session_recalls (id, session_id, trigger_at, additional_context_message)
             values ('late', 's1', now() - interval '1 hour', 'secret'), ('next', 's2', now() + interval '1 day', 'x')"""
         )
-    yield lambda *arguments: CliRunner().invoke(cli, [*arguments, "--dsn", database])
+    return lambda *arguments: CliRunner().invoke(cli, [*arguments, "--dsn", database])
 
 
 def test_status_tells_what_is_late_and_why_and_what_comes_next(run: Run) -> None:

@@ -436,18 +436,11 @@ select
             when pause.whose is not null then pause.whose || ' paused' || coalesce(': ' || pause.reason, '')
             when before.said is not null and before.nominal_at = run.nominal_at then 'runs again, before: ' || before.said
             when run.deferrals > 0 then 'deferred ' || run.deferrals || ' times'
-            when exists (
-                select
-                from pgrecall.workers as worker
-                where worker.started_at <= run.nominal_at
-                    and worker.seen_at >= run.nominal_at
-            ) then 'no slot was free'
-            when exists (
-                select
-                from pgrecall.workers as worker
-                where worker.id = run.worker_id
-            ) then 'no worker was alive'
-            else 'no slot was free, or no worker alive'
+            when fleet.slots is null and fleet.has_own then 'no worker was alive'
+            when busy.slots >= 0.8 * fleet.slots then 'no slot was free'
+            -- A false cause would be worse than none: of these nothing is written down.
+            when fleet.slots is null then 'not known: no slot free, no worker alive, a lock or a late commit'
+            else 'not known: its row was locked, or its transaction committed late'
         end,
         70
     ) as why,
@@ -518,15 +511,43 @@ left join lateral (
     order by ended.at desc
     limit 1
 ) as pause on true
+-- The workers that lived through it, as far as they are known now.
+cross join lateral (
+    select
+        sum(worker.concurrency) filter (
+            where worker.started_at <= run.nominal_at
+                and worker.seen_at >= run.nominal_at
+        ) as slots,
+        bool_or(worker.id = run.worker_id) as has_own
+    from pgrecall.workers as worker
+) as fleet
+-- How many of their slots were taken, on average, while it waited: in the last seconds of that, so that a thousand runs
+-- before it in the ledger tell it.
+cross join lateral (
+    select coalesce(sum(
+        greatest(extract(epoch from least(other.until, run.started_at) - greatest(other.since, waited.since)), 0)
+    ) / greatest(extract(epoch from run.started_at - waited.since), 0.001), 0) as slots
+    from (select greatest(run.nominal_at, run.started_at - interval '5 seconds') as since) as waited
+    cross join lateral (
+        select ended.started_at as since, ended.finished_at as until
+        from pgrecall.recall_runs as ended
+        where ended.id between run.id - 1000 and run.id - 1
+            and ended.started_at is not null
+        union all
+        select running.claimed_at, 'infinity'
+        from pgrecall.session_recalls as running
+        where running.run_id < run.id
+    ) as other
+) as busy
 where run.lateness > interval '1 second'
     and run.started_at > pgrecall._now() - interval '7 days'
 order by run.started_at desc, run.id desc;
 comment on view pgrecall.late_runs is
-    'Runs of the last 7 days that started more than a second after their time, the latest first, each with its first cause. That no slot was free, or no worker alive, is concluded from the workers that are known now.';
+    'Runs of the last 7 days that started more than a second after their time, the latest first, each with its first cause. That no slot was free, or no worker alive, is concluded from the workers that are known now and the runs before it; what nobody has written down is called not known.';
 comment on column pgrecall.late_runs.started_at is 'When it started.';
 comment on column pgrecall.late_runs.late_by is 'How long after its time that was.';
 comment on column pgrecall.late_runs.why is
-    'A retry, deferred, scheduled too late, paused, no free slot or no worker; cut to 70 characters.';
+    'A retry, deferred, scheduled too late, paused, no worker, no free slot, or not known; cut to 70 characters.';
 comment on column pgrecall.late_runs.recall_id is 'The recall; history() tells all about it.';
 
 create or replace view pgrecall.session_states as

@@ -246,9 +246,30 @@ def test_a_run_that_nobody_took_in_time_tells_from_the_workers_why(db: psycopg.C
     one = late(db)
     assert ran(db, one) == "no worker was alive"
     db.execute("update pgrecall.workers set started_at = %s", [NOW - HOUR])
-    assert why_late(db, one) == "no slot was free"
+    assert why_late(db, one) == "not known: its row was locked, or its transaction committed late"
     db.execute("delete from pgrecall.workers")
-    assert why_late(db, one) == "no slot was free, or no worker alive"
+    assert why_late(db, one) == "not known: no slot free, no worker alive, a lock or a late commit"
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_run_that_waited_for_a_slot_says_so(db: psycopg.Connection, is_over: bool) -> None:
+    """Whether the runs that had the slots have ended or not."""
+    worker(db, slots=2)
+    db.execute("update pgrecall.workers set started_at = %s", [NOW - HOUR])
+    set_clock(db, NOW - 2 * MINUTE)
+    for name in ("s7", "s8"):
+        add(db, name, NOW - 2 * MINUTE)
+    runs = claim(db).runs
+    assert len(runs) == 2
+    one = late(db)
+    set_clock(db, NOW)
+    db.execute("update pgrecall.workers set seen_at = %s", [NOW])
+    if is_over:
+        for run in runs:
+            finish(db, run)
+    assert ran(db, one) == "no slot was free"
+    db.execute("update pgrecall.workers set concurrency = 3")
+    assert (why_late(db, one) or "").startswith("not known")
 
 
 def test_a_run_in_time_and_one_of_last_week_are_no_late_runs(db: psycopg.Connection) -> None:
