@@ -391,23 +391,23 @@ alter table pgrecall.audit set (autovacuum_vacuum_scale_factor = 0.02, autovacuu
 -- What operators look at
 
 -- Small, and nothing is written into them by a recall that is claimed in time and ends well.
-create index recalls_held_back on pgrecall.session_recalls (trigger_at)
+create index if not exists recalls_held_back on pgrecall.session_recalls (trigger_at)
     where (not_before is not null or paused_at is not null) and run_id is null and status in ('pending', 'running');
 comment on index pgrecall.recalls_held_back is
     'Serves due_recalls and overview: what is deferred, between two attempts or paused, and so is not found by due_at.';
-create index recalls_failing on pgrecall.session_recalls (updated_at)
+create index if not exists recalls_failing on pgrecall.session_recalls (updated_at)
     where failures > 0 and status in ('pending', 'running');
 comment on index pgrecall.recalls_failing is
     'Serves failed_recalls: recurring recalls that go on after a failure. Those that are given up are in recalls_ended.';
-create index runs_late on pgrecall.recall_runs (started_at) where lateness > interval '1 second';
+create index if not exists runs_late on pgrecall.recall_runs (started_at) where lateness > interval '1 second';
 comment on index pgrecall.runs_late is 'Serves late_runs.';
-create index runs_left_out on pgrecall.recall_runs (id) where outcome in ('skipped', 'missed');
+create index if not exists runs_left_out on pgrecall.recall_runs (id) where outcome in ('skipped', 'missed');
 comment on index pgrecall.runs_left_out is 'Serves left_out_occurrences.';
 -- The ledger grows at its end, so a few pages of this tell where a time is. Rows that purge() has made room for come
 -- in order, too; a range that has both old and new rows is read for the new ones only, since nothing asks for old ones.
-create index runs_by_time on pgrecall.recall_runs using brin (finished_at) with (autosummarize = on);
+create index if not exists runs_by_time on pgrecall.recall_runs using brin (finished_at) with (autosummarize = on);
 comment on index pgrecall.runs_by_time is 'Serves lateness_per_hour.';
-create index audit_of_settings on pgrecall.audit (id) where object = 'settings';
+create index if not exists audit_of_settings on pgrecall.audit (id) where object = 'settings';
 comment on index pgrecall.audit_of_settings is 'Serves late_runs: when all was paused.';
 
 -- What a rule asks for, in the words of docs/errors.md: whoever meets one finds it with help('<its name>') or in \d+.

@@ -521,14 +521,17 @@ cross join lateral (
         bool_or(worker.id = run.worker_id) as has_own
     from pgrecall.workers as worker
 ) as fleet
+cross join lateral (
+    select greatest(run.nominal_at, run.started_at - interval '5 seconds') as since
+) as waited
 -- How many of their slots were taken, on average, while it waited: in the last seconds of that, so that a thousand runs
 -- before it in the ledger tell it.
 cross join lateral (
-    select coalesce(sum(
-        greatest(extract(epoch from least(other.until, run.started_at) - greatest(other.since, waited.since)), 0)
-    ) / greatest(extract(epoch from run.started_at - waited.since), 0.001), 0) as slots
-    from (select greatest(run.nominal_at, run.started_at - interval '5 seconds') as since) as waited
-    cross join lateral (
+    select
+        coalesce(sum(greatest(
+            extract(epoch from least(other.until, run.started_at) - greatest(other.since, waited.since)), 0
+        )), 0) / nullif(extract(epoch from run.started_at - waited.since), 0) as slots
+    from (
         select ended.started_at as since, ended.finished_at as until
         from pgrecall.recall_runs as ended
         where ended.id between run.id - 1000 and run.id - 1

@@ -259,7 +259,7 @@ def test_a_run_that_waited_for_a_slot_says_so(db: psycopg.Connection, is_over: b
     set_clock(db, NOW - 2 * MINUTE)
     for name in ("s7", "s8"):
         add(db, name, NOW - 2 * MINUTE)
-    runs = claim(db).runs
+    runs = claim(db, lease=HOUR).runs
     assert len(runs) == 2
     one = late(db)
     set_clock(db, NOW)
