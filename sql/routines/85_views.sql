@@ -339,7 +339,7 @@ select
     date_trunc('second', known.now_at - recall.claimed_at) as runs_for,
     recall.id as recall_id,
     recall.session_id,
-    recall.worker_id as worker,
+    left(recall.worker_id, 28) as worker,
     recall.attempt || '/' || recall.max_attempts as try,
     date_trunc(
         'second',
@@ -366,7 +366,7 @@ comment on view pgrecall.running_recalls is 'What runs now, the longest first. T
 comment on column pgrecall.running_recalls.runs_for is 'For how long.';
 comment on column pgrecall.running_recalls.recall_id is 'The recall; history() tells all about it.';
 comment on column pgrecall.running_recalls.session_id is 'Its session.';
-comment on column pgrecall.running_recalls.worker is 'Who runs it, see worker_states.';
+comment on column pgrecall.running_recalls.worker is 'The worker that has it, cut to 28 characters; see worker_states.';
 comment on column pgrecall.running_recalls.try is 'Which attempt of how many at most.';
 comment on column pgrecall.running_recalls.time_left is
     'Until the run is ended by its time limit; that of its worker, if it has one, is not known here.';
@@ -599,9 +599,15 @@ left join lateral (
 ) as latest on true
 left join lateral (
     select count(*) as runs
-    from pgrecall.recall_runs as run
-    where run.session_id = session.id
-        and run.started_at > known.now_at - interval '24 hours'
+    from (
+        select run.started_at
+        from pgrecall.recall_runs as run
+        where run.session_id = session.id
+            and run.started_at is not null
+        order by run.id desc
+        limit 1000
+    ) as recent
+    where recent.started_at > known.now_at - interval '24 hours'
 ) as counted on true;
 comment on view pgrecall.session_states is
     'Sessions: who has each, what comes next, what was last. Ask for one session, or for those of one user.';
@@ -611,7 +617,7 @@ comment on column pgrecall.session_states.state is
     'free, in a run, held by a chat, or paused and why (also through its user); cut to 24 characters.';
 comment on column pgrecall.session_states.due_in is 'When its pending recall is due; below zero: it is late. Null: none is to come.';
 comment on column pgrecall.session_states.last_run is 'How its last run has ended, and how long ago.';
-comment on column pgrecall.session_states.runs_24h is 'Its runs within 24 hours, and how many it may have if there is a limit.';
+comment on column pgrecall.session_states.runs_24h is 'Its runs within 24 hours, counted up to 1,000, and how many it may have if there is a limit.';
 
 create or replace view pgrecall.user_states as
 select

@@ -45,7 +45,6 @@ as $$
             ('cancel', 'cancel one recall; a run of it is told to stop', 'select id, status from pgrecall.mark_cancelled(''RECALL'');'),
             ('cancel', 'cancel what a session waits for', 'select pgrecall.cancel_recall(''SESSION'');'),
             ('cancel', 'cancel all recalls of a user', 'select id, status from pgrecall.cancel_recalls(user_id => ''USER'');'),
-            ('cancel', 'cancel all recalls of everybody', 'select pgrecall.cancel_recalls(array(select id from pgrecall.session_recalls));'),
             ('cancel', 'stop a run, and keep its recall', 'select id, status from pgrecall.stop_run(''RECALL'', ''incident'');'),
             ('cancel', 'stop it, and run it again', 'select id, status from pgrecall.stop_run(''RECALL'', ''incident'', after_stop => ''retry'');'),
             ('cancel', 'stop all runs of a user', 'select id, status from pgrecall.stop_runs(user_id => ''USER'', reason => ''incident'');'),
