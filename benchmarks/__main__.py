@@ -1,0 +1,119 @@
+"""The command: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks import report, results, run
+from benchmarks.cell import FULL, QUICK
+from benchmarks.cells import every_cell
+from benchmarks.peer import every_peer
+from benchmarks.results import Record, Results
+from benchmarks.server import Server
+from benchmarks.stage import ROOT
+
+_OUTPUT = ROOT / "dist" / "bench"
+
+
+def _chosen(kind: str, given: str | None, known: dict[str, object]) -> list[str]:
+    """Names given with commas, all if none are."""
+    names = list(known) if given is None else [name.strip() for name in given.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise click.BadParameter(f"{', '.join(unknown)}: no such {kind}; there are {', '.join(known)}")
+    return names
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Every cell at a small size: shows that it works, its figures mean little.")
+@click.option("--cells", "wanted_cells", metavar="NAMES", help="Only these cells, with commas between.")
+@click.option("--peers", "wanted_peers", metavar="NAMES", help="Only these peers; raw is always among them.")
+@click.option("--profiles", metavar="NAMES", default="default,best,throughput", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, with --quick 1.")
+@click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Another size, such as burst=1000.")
+@click.option("--output", type=click.Path(path_type=Path), default=_OUTPUT, help="Default: dist/bench.")
+@click.option("--list", "only_list", is_flag=True, help="Say which cells and peers there are.")
+def main(
+    *,
+    quick: bool,
+    wanted_cells: str | None,
+    wanted_peers: str | None,
+    profiles: str,
+    rounds: int | None,
+    changes: tuple[str, ...],
+    output: Path,
+    only_list: bool,
+) -> None:
+    """Measures pgrecall and its rivals side by side, on a PostgreSQL of its own.
+
+    Writes results.json, tables.md and plots; after every single run, so nothing is lost if it is stopped.
+    """
+    console = Console()
+    known_peers, known_cells = every_peer(), every_cell()
+    if only_list:
+        for cell in known_cells.values():
+            console.print(f"{cell.name:12} {cell.title}", highlight=False)
+        for peer in known_peers.values():
+            console.print(f"{peer.name:16} {peer.missing() or peer.version()}  {peer.remark}", highlight=False)
+        return
+    peers = [known_peers[name] for name in _chosen("peer", wanted_peers, dict(known_peers))]
+    if known_peers["raw"] not in peers:
+        peers.insert(0, known_peers["raw"])
+    cells = [known_cells[name] for name in _chosen("cell", wanted_cells, dict(known_cells))]
+    size = QUICK if quick else FULL
+    for change in changes:
+        name, _, value = change.partition("=")
+        size = dataclasses.replace(size, **{name: _like(getattr(size, name, None), name, value)})
+    if rounds is not None:
+        size = dataclasses.replace(size, rounds=rounds)
+    output.mkdir(parents=True, exist_ok=True)
+
+    with Server() as server:
+        made = Results(results.about(server, peers, size, sys.argv[1:]))
+
+        def tell(place: int, of: int, seconds: float, record: Record) -> None:
+            made.write(output / "results.json")
+            first = next(iter(record.figures.items()), None)
+            told = record.failure or record.trouble or (f"{first[0]} {report.number(first[1])}" if first else "")
+            who = f"{record.contestant} ({record.profile})" if record.profile else record.contestant
+            console.print(
+                f"[{place}/{of}] round {record.round} {record.cell}, {record.variant}: {who}: {told} [{seconds:.1f} s]",
+                highlight=False,
+                markup=False,
+            )
+
+        run.measure(server, made, cells, peers, size, profiles=profiles.split(","), tell=tell)
+    _write(made, output, console)
+    if ours := [trouble for trouble in made.troubles() if ": raw" in trouble or ": ours" in trouble]:
+        console.print("The account is wrong:", *ours, sep="\n", highlight=False, markup=False)
+        sys.exit(1)
+
+
+def _like(example: object, name: str, value: str) -> object:
+    """The value of a size, of the type that it has."""
+    match example:
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case tuple():
+            return tuple(int(part) for part in value.split("+"))
+    raise click.BadParameter(f"{name}: no such size; they are {', '.join(f.name for f in dataclasses.fields(QUICK))}")
+
+
+def _write(made: Results, output: Path, console: Console) -> None:
+    cells = every_cell().values()
+    tables = [report.versions(made), *report.sheets(made, cells)]
+    for sheet in tables:
+        report.show(console, sheet)
+    text = "\n".join([report.machine(made), "", *(report.markdown(sheet) for sheet in tables)])
+    (output / "tables.md").write_text(text)
+    console.print(f"results.json and tables.md are in {output}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
