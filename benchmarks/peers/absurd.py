@@ -1,0 +1,81 @@
+"""absurd: everything in SQL functions, polled; a task for later is one that first sleeps until then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.jobs import job
+from benchmarks.peer import Peer, Settings
+
+#: The environment variable with the path of its schema, absurd.sql of the same release, where the network is not open.
+_SCHEMA = "PGRECALL_BENCH_ABSURD_SQL"
+
+
+class _Producer:
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def one(self, number: int, at: datetime | None) -> None:
+        await self._client.spawn("job", {"number": number, "at": None if at is None else at.timestamp()})
+
+    async def bulk(self, numbers: Sequence[int], at: datetime | None) -> None:
+        for number in numbers:
+            await self.one(number, at)
+
+
+class Absurd(Peer):
+    name = "absurd"
+    distributions = ("absurd-sdk", "absurdctl")
+    profiles = {
+        "default": {},
+        "best": {"concurrency": 10, "poll_interval": 0.005},
+        "throughput": {"concurrency": 50, "poll_interval": 0.02},
+    }
+    unfinished = "select count(*) from absurd.t_default where state not in ('completed', 'failed', 'cancelled')"
+    remark = "no way to spawn for later, so its tasks sleep first, which is a second claim; no bulk interface"
+
+    async def install(self, dsn: str, settings: Settings) -> None:
+        if path := os.environ.get(_SCHEMA):
+            with psycopg.connect(dsn) as connection:
+                connection.execute(Path(path).read_bytes())
+        else:
+            # Fetches the file of its own release.
+            subprocess.run(["absurdctl", "init", "--database", dsn], check=True, timeout=30)
+        client = self._client(dsn)
+        try:
+            await client.create_queue("default")
+        finally:
+            await client.close()
+
+    @staticmethod
+    def _client(dsn: str) -> Any:
+        from absurd_sdk import AsyncAbsurd
+
+        client = AsyncAbsurd(dsn)
+
+        @client.register_task(name="job")
+        async def run(parameters: Any, context: Any) -> None:
+            if parameters["at"] is not None:
+                await context.sleep_until("until it is due", parameters["at"])
+            await job(parameters["number"])
+
+        return client
+
+    @asynccontextmanager
+    async def producing(self, dsn: str, settings: Settings) -> AsyncIterator[_Producer]:
+        client = self._client(dsn)
+        try:
+            yield _Producer(client)
+        finally:
+            await client.close()
+
+    async def work(self, dsn: str, settings: Settings) -> None:
+        await self._client(dsn).start_worker(**settings)
