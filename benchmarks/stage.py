@@ -277,9 +277,9 @@ class Stage:
 
     # Jobs
 
-    def prepare(self, count: int) -> None:
-        """Makes what jobs 0 to count - 1 need, and is no part of making them."""
-        self._peer.prepare(self.connection, range(count))
+    def prepare(self, count: int, first: int = 0) -> None:
+        """Makes what so many jobs from the first on need, and is no part of making them."""
+        self._peer.prepare(self.connection, range(first, first + count))
 
     def bulk(self, first: int, count: int, at: float | None = None, chunk: int = CHUNK) -> float:
         """Makes jobs in the peer's quickest way and says in how many seconds."""
@@ -323,9 +323,9 @@ class Stage:
                 first.setdefault(mark.number, mark)
         return list(first.values())
 
-    def beginnings(self, number: int) -> list[Mark]:
-        """All beginnings of one job."""
-        return [mark for mark in marks.read(self.marks_file) if mark.number == number]
+    def marks(self) -> list[Mark]:
+        """All beginnings."""
+        return marks.read(self.marks_file)
 
     # Waiting
 

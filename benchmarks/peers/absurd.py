@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from benchmarks.jobs import job
 from benchmarks.peer import Peer, Settings
-
-#: The environment variable with the path of its schema, absurd.sql of the same release, where the network is not open.
-_SCHEMA = "PGRECALL_BENCH_ABSURD_SQL"
-
+from pgrecall.embedded import find_binaries
 
 class _Producer:
     def __init__(self, client: Any) -> None:
@@ -43,17 +41,25 @@ class Absurd(Peer):
     remark = "no way to spawn for later, so its tasks sleep first, which is a second claim; no bulk interface"
 
     async def install(self, dsn: str, settings: Settings) -> None:
-        if path := os.environ.get(_SCHEMA):
-            with psycopg.connect(dsn) as connection:
-                connection.execute(Path(path).read_bytes())
-        else:
-            # Fetches the file of its own release.
-            subprocess.run(["absurdctl", "init", "--database", dsn], check=True, timeout=30)
+        # Brings the schema of its own release along, and needs psql to install it.
+        search = os.pathsep.join([str(find_binaries()), os.environ.get("PATH", "")])
+        await asyncio.to_thread(
+            subprocess.run,
+            [str(Path(sys.executable).with_name("absurdctl")), "init", "--database", dsn],
+            check=True,
+            env={**os.environ, "PATH": search},
+        )
         client = self._client(dsn)
         try:
             await client.create_queue("default")
         finally:
             await client.close()
+
+    def missing(self) -> str | None:
+        if why := super().missing():
+            return why
+        sdk, schema = (metadata.version(name) for name in self.distributions)
+        return None if sdk == schema else f"absurd-sdk is {sdk}, but the schema of absurdctl is {schema}"
 
     @staticmethod
     def _client(dsn: str) -> Any:
