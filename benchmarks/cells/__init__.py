@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from benchmarks.cell import Cell
+from benchmarks.cells.burst import Burst
+from benchmarks.cells.churn import Churn
 from benchmarks.cells.enqueue import Enqueue
+from benchmarks.cells.growth import Finished, OldSnapshot, Pending
 from benchmarks.cells.idle import Idle
 from benchmarks.cells.pickup import Pickup
+from benchmarks.cells.rescue import Rescue
 from benchmarks.cells.scheduled import Scheduled
 from benchmarks.cells.throughput import Throughput
+from benchmarks.cells.trigger import Trigger
 
 
 def every_cell() -> dict[str, Cell]:
@@ -18,5 +23,12 @@ def every_cell() -> dict[str, Cell]:
         Idle(),
         Throughput(),
         Enqueue(),
+        Trigger(),
+        Rescue(),
+        Pending(),
+        Finished(),
+        OldSnapshot(),
+        Burst(),
+        Churn(),
     ]
     return {cell.name: cell for cell in cells}

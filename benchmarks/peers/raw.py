@@ -16,7 +16,7 @@ import psycopg
 from benchmarks.jobs import job
 from benchmarks.peer import Peer, Settings
 
-_INSTALL = """
+INSTALL = """
     create table public.jobs (
         number bigint primary key,
         run_at timestamptz not null default now(),
@@ -32,7 +32,7 @@ _INSTALL = """
     create trigger announce after insert on public.jobs for each statement execute function public.announce();
 """
 
-_CLAIM = """
+CLAIM = """
     update public.jobs set status = 'running'
     where number in (
         select number from public.jobs
@@ -42,7 +42,9 @@ _CLAIM = """
     returning number
 """
 
-_NEXT = "select extract(epoch from min(run_at) - clock_timestamp())::float8 from public.jobs where status = 'pending'"
+NEXT = "select extract(epoch from min(run_at) - clock_timestamp())::float8 from public.jobs where status = 'pending'"
+
+COMPLETE = "update public.jobs set status = 'done' where number = any(%s::bigint[])"
 
 #: Seconds between two looks at most, as ours has its safety re-read.
 _SAFETY = 60.0
@@ -74,7 +76,7 @@ class Raw(Peer):
 
     async def install(self, dsn: str, settings: Settings) -> None:
         async with await psycopg.AsyncConnection.connect(dsn) as connection:
-            await connection.execute(_INSTALL)
+            await connection.execute(INSTALL)
 
     @asynccontextmanager
     async def producing(self, dsn: str, settings: Settings) -> AsyncIterator[_Producer]:
@@ -85,16 +87,14 @@ class Raw(Peer):
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=1) as connection:
             await connection.execute("listen jobs")
             while True:
-                claimed = await (await connection.execute(_CLAIM, [settings["batch"]])).fetchall()
+                claimed = await (await connection.execute(CLAIM, [settings["batch"]])).fetchall()
                 if claimed:
                     numbers = [number for (number,) in claimed]
                     for number in numbers:
                         await job(number)
-                    await connection.execute(
-                        "update public.jobs set status = 'done' where number = any(%s::bigint[])", [numbers]
-                    )
+                    await connection.execute(COMPLETE, [numbers])
                     continue
-                row = await (await connection.execute(_NEXT)).fetchone()
+                row = await (await connection.execute(NEXT)).fetchone()
                 left = _SAFETY if row is None or row[0] is None else min(max(row[0], 0.0), _SAFETY)
                 async for _ in connection.notifies(timeout=left, stop_after=1):
                     pass
