@@ -93,8 +93,8 @@ class Peer(ABC):
     def command(self, settings: str) -> list[str]:
         """How a worker process is started; what is not Python says so here.
 
-        It gets the DSN in PGRECALL_BENCH_DSN and the path of the marks in PGRECALL_BENCH_MARKS, says `ready` on stdout,
-        begins when it reads a line from stdin, and ends when stdin does.
+        It gets the DSN in PGRECALL_BENCH_DSN and the path of the marks in PGRECALL_BENCH_MARKS, says `ready` on stdout
+        and nothing after it (nobody reads it), begins when it reads a line from stdin, and ends when stdin does.
 
         Args:
             settings: As JSON.

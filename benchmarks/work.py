@@ -24,6 +24,8 @@ def main() -> None:
     peer = every_peer()[name]
     given = json.loads(settings)
     print("ready", flush=True)
+    # Nobody reads stdout from now on: a library that logs there would fill the pipe and stand still.
+    os.dup2(2, 1)
     if not sys.stdin.readline():
         return
     threading.Thread(target=_end_with_the_harness, daemon=True).start()

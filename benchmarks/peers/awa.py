@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,11 +44,24 @@ class Awa(Peer):
         "select count(*) from awa.jobs where state not in ('completed', 'failed', 'cancelled')"
     )
 
+    @staticmethod
+    def _register(client: Any) -> None:
+        @client.task(Numbered, kind="job", queue="default")
+        async def run(taken: Any) -> None:
+            await job(taken.args.number)
+
     async def install(self, dsn: str, settings: Settings) -> None:
         from awa import AsyncClient
 
         async with AsyncClient(dsn) as client:
             await client.migrate()
+            # A new installation gets its fast storage when the first worker starts, as any in use has it.
+            self._register(client)
+            await client.start([("default", 1)])
+            async with asyncio.timeout(30):
+                while json.loads(await client.storage_status())["active_engine"] != "queue_storage":
+                    await asyncio.sleep(0.05)
+            await client.shutdown()
 
     @asynccontextmanager
     async def producing(self, dsn: str, settings: Settings) -> AsyncIterator[_Producer]:
@@ -60,11 +74,7 @@ class Awa(Peer):
         from awa import AsyncClient
 
         client = AsyncClient(dsn)
-
-        @client.task(Numbered, kind="job", queue="default")
-        async def run(taken: Any) -> None:
-            await job(taken.args.number)
-
+        self._register(client)
         options = {name: value for name, value in settings.items() if name != "workers"}
         await client.start([("default", settings["workers"])], **options)
         await asyncio.Event().wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -63,5 +64,11 @@ class Chancy(Peer):
         from chancy import Chancy as Application
         from chancy import Worker
 
-        async with Application(dsn) as application, Worker(application) as worker:
+        options = {}
+        if settings:
+            # By default it logs every job through rich, which costs more than the job.
+            quiet = logging.getLogger("chancy")
+            quiet.setLevel(logging.WARNING)
+            options["log"] = quiet
+        async with Application(dsn, **options) as application, Worker(application) as worker:
             await worker.wait_for_shutdown()
