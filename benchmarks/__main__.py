@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,7 +13,9 @@ from rich.console import Console
 from benchmarks import report, results, run
 from benchmarks.cell import FULL, QUICK
 from benchmarks.cells import every_cell
+from benchmarks.docs import update
 from benchmarks.peer import every_peer
+from benchmarks.plots import draw
 from benchmarks.results import Record, Results
 from benchmarks.server import Server
 from benchmarks.stage import ROOT
@@ -28,7 +31,38 @@ def _chosen(kind: str, given: str | None, known: dict[str, object]) -> list[str]
     return names
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measures pgrecall and its rivals side by side, on a PostgreSQL of its own."""
+
+
+@main.command("list")
+def list_() -> None:
+    """Say which cells and peers there are, and which peers cannot be started here."""
+    console = Console()
+    for cell in every_cell().values():
+        console.print(f"{cell.name:16} {cell.title}", highlight=False, soft_wrap=True)
+    console.print()
+    for peer in every_peer().values():
+        console.print(f"{peer.name:16} {peer.missing() or peer.version()}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.option("--results", "given", type=click.Path(path_type=Path), default=_OUTPUT / "results.json")
+@click.option("--page", type=click.Path(path_type=Path, exists=True), default=ROOT / "docs" / "performance.md")
+def docs(*, given: Path, page: Path) -> None:
+    """Put the tables and plots of a run into a page of the docs, between its markers."""
+    if not given.exists():
+        raise click.ClickException(f"{given} is not there: measure first")
+    try:
+        made = results.load(given)
+        for what in update(page, made, every_cell().values(), draw(made, given.parent)):
+            click.echo(f"{page}: {what}")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("run")
 @click.option("--quick", is_flag=True, help="Every cell at a small size: shows that it works, its figures mean little.")
 @click.option("--cells", "wanted_cells", metavar="NAMES", help="Only these cells, with commas between.")
 @click.option("--peers", "wanted_peers", metavar="NAMES", help="Only these peers; raw is always among them.")
@@ -36,8 +70,7 @@ def _chosen(kind: str, given: str | None, known: dict[str, object]) -> list[str]
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, with --quick 1.")
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Another size, such as burst=1000.")
 @click.option("--output", type=click.Path(path_type=Path), default=_OUTPUT, help="Default: dist/bench.")
-@click.option("--list", "only_list", is_flag=True, help="Say which cells and peers there are.")
-def main(
+def run_(
     *,
     quick: bool,
     wanted_cells: str | None,
@@ -46,20 +79,14 @@ def main(
     rounds: int | None,
     changes: tuple[str, ...],
     output: Path,
-    only_list: bool,
 ) -> None:
-    """Measures pgrecall and its rivals side by side, on a PostgreSQL of its own.
+    """Measure.
 
-    Writes results.json, tables.md and plots; after every single run, so nothing is lost if it is stopped.
+    Writes results.json after every single measurement, so nothing is lost if it is stopped; tables and plots in the
+    end. Ends with status 1 if raw or ours could not be measured, or lost or repeated a job.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 170)
     known_peers, known_cells = every_peer(), every_cell()
-    if only_list:
-        for cell in known_cells.values():
-            console.print(f"{cell.name:12} {cell.title}", highlight=False)
-        for peer in known_peers.values():
-            console.print(f"{peer.name:16} {peer.missing() or peer.version()}  {peer.remark}", highlight=False)
-        return
     peers = [known_peers[name] for name in _chosen("peer", wanted_peers, dict(known_peers))]
     if known_peers["raw"] not in peers:
         peers.insert(0, known_peers["raw"])
@@ -67,7 +94,8 @@ def main(
     size = QUICK if quick else FULL
     for change in changes:
         name, _, value = change.partition("=")
-        size = dataclasses.replace(size, **{name: _like(getattr(size, name, None), name, value)})
+        wanted: dict[str, Any] = {name: _like(getattr(size, name, None), name, value)}
+        size = dataclasses.replace(size, **wanted)
     if rounds is not None:
         size = dataclasses.replace(size, rounds=rounds)
     output.mkdir(parents=True, exist_ok=True)
@@ -88,8 +116,14 @@ def main(
 
         run.measure(server, made, cells, peers, size, profiles=profiles.split(","), tell=tell)
     _write(made, output, console)
-    if ours := [trouble for trouble in made.troubles() if ": raw" in trouble or ": ours" in trouble]:
-        console.print("The account is wrong:", *ours, sep="\n", highlight=False, markup=False)
+    own = {name for name, peer in known_peers.items() if not peer.distributions} | {""}
+    wrong = [
+        line
+        for line in (*made.troubles(own), *made.failures(own))
+        if not any(why in line for peer in peers for why in peer.not_measured.values())
+    ]
+    if wrong:
+        console.print("Not right:", *wrong, sep="\n", highlight=False, markup=False)
         sys.exit(1)
 
 
@@ -112,7 +146,13 @@ def _write(made: Results, output: Path, console: Console) -> None:
         report.show(console, sheet)
     text = "\n".join([report.machine(made), "", *(report.markdown(sheet) for sheet in tables)])
     (output / "tables.md").write_text(text)
-    console.print(f"results.json and tables.md are in {output}", highlight=False)
+    try:
+        made_plots = draw(made, output)
+    except ModuleNotFoundError as error:
+        console.print(f"no plots: {error}", highlight=False)
+    else:
+        console.print(f"{len(made_plots)} plots", highlight=False)
+    console.print(f"everything is in {output}", highlight=False)
 
 
 if __name__ == "__main__":

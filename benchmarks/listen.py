@@ -1,4 +1,4 @@
-"""Connections that LISTEN and read what comes: `python -m benchmarks.listen DSN CHANNEL NUMBER`; ends with its stdin."""
+"""Connections that LISTEN and only read: `python -m benchmarks.listen DSN CHANNEL NUMBER`; ends with its stdin."""
 
 from __future__ import annotations
 

@@ -79,7 +79,11 @@ class Peer(ABC):
     async def install(self, dsn: str, settings: Settings) -> None:
         """Makes its tables in an empty database."""
 
-    def prepare(self, connection: psycopg.Connection[Any], numbers: range) -> None:
+    def slots(self, settings: Settings) -> int:
+        """How many jobs one worker runs at once, or any great number if there is no limit."""
+        return int(settings.get("concurrency", 1000))
+
+    def prepare(self, connection: psycopg.Connection[Any], numbers: range) -> None:  # noqa: B027 (most need nothing)
         """Makes what must be there before jobs of these numbers can be made, and is no part of making them."""
 
     @abstractmethod
@@ -108,7 +112,7 @@ def every_peer() -> dict[str, Peer]:
 
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    found = {peer.name: peer() for peer in _leaves(Peer)}
+    found = {peer.name: peer() for peer in _leaves(Peer)}  # type: ignore[type-abstract]
     first = ("raw", "ours", "ours-sessions")
     return {name: found[name] for name in sorted(found, key=lambda name: (name not in first, name))}
 

@@ -17,6 +17,8 @@ class Sheet:
     """A table before it is laid out."""
 
     title: str
+    cell: str
+    profile: str
     columns: list[str]
     rows: list[list[str]]
 
@@ -61,8 +63,11 @@ def sheets(results: Results, cells: Iterable[Cell]) -> list[Sheet]:
                 for contestant, its in shown:
                     rows.append([contestant, variant, *_cells(results, cell, variant, contestant, its, figures)])
             base = "its own first line" if cell.baseline_is_first_variant else cell.baseline
-            title = f"{cell.title} — {profile} settings; × is the ratio to {base} in the same round"
-            made.append(Sheet(title, ["", "", *(figure.label for figure in figures), "remarks"], rows))
+            settings = f" — {profile} settings" if profile else ""
+            title = f"{cell.title}{settings}; × is the ratio to {base} in the same round"
+            made.append(
+                Sheet(title, cell.name, profile, ["", "", *(figure.label for figure in figures), "remarks"], rows)
+            )
     return made
 
 
@@ -85,8 +90,10 @@ def versions(results: Results) -> Sheet:
     rows = []
     for name, known in results.about["peers"].items():
         left_out = [f"{cell}: {why}" for cell, why in known["not_measured"].items()]
-        rows.append([name, known["version"] or "–", "; ".join(filter(None, [known["missing"], known["remark"], *left_out]))])
-    return Sheet("Contestants", ["", "version", "remarks"], rows)
+        rows.append(
+            [name, known["version"] or "–", "; ".join(filter(None, [known["missing"], known["remark"], *left_out]))]
+        )
+    return Sheet("Contestants", "", "", ["", "version", "remarks"], rows)
 
 
 def machine(results: Results) -> str:
@@ -104,7 +111,9 @@ def markdown(sheet: Sheet) -> str:
     """A sheet as a Markdown table, with its title before it."""
     lines = [f"**{sheet.title}**", ""]
     rows = [sheet.columns, ["---"] * len(sheet.columns), *sheet.rows]
-    return "\n".join(lines + ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]) + "\n"
+    return (
+        "\n".join(lines + ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]) + "\n"
+    )
 
 
 def show(console: Console, sheet: Sheet) -> None:

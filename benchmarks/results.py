@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,21 +127,13 @@ class Results:
                 return other
         return None
 
-    def troubles(self) -> list[str]:
-        """Jobs of any contestant that were lost, repeated or not completed."""
-        return [
-            f"{each.cell}, {each.variant}: {each.contestant} ({each.profile}), round {each.round}: {each.trouble}"
-            for each in self.records
-            if each.trouble
-        ]
+    def troubles(self, contestants: Collection[str]) -> list[str]:
+        """Jobs of these contestants that were lost, repeated or not completed."""
+        return [_line(each, each.trouble) for each in self.records if each.trouble and each.contestant in contestants]
 
-    def failures(self) -> list[str]:
-        """What could not be measured."""
-        return [
-            f"{each.cell}, {each.variant}: {each.contestant} ({each.profile}), round {each.round}: {each.failure}"
-            for each in self.records
-            if each.failure
-        ]
+    def failures(self, contestants: Collection[str]) -> list[str]:
+        """What could not be measured of these contestants."""
+        return [_line(each, each.failure) for each in self.records if each.failure and each.contestant in contestants]
 
     def write(self, path: Path) -> None:
         """As JSON; a reader never sees half a file."""
@@ -149,6 +141,11 @@ class Results:
         unfinished = path.with_suffix(".new")
         unfinished.write_text(json.dumps(content, indent=1))
         unfinished.replace(path)
+
+
+def _line(record: Record, what: str) -> str:
+    who = f"{record.contestant} ({record.profile})" if record.profile else record.contestant
+    return f"{record.cell}, {record.variant}: {who}, round {record.round}: {what}"
 
 
 def load(path: Path) -> Results:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -179,7 +179,7 @@ class Stage:
         self._warmed = 0
         self._started = 0
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         try:
             self._server.settle()
             self._directory = Path(self._stack.enter_context(TemporaryDirectory(prefix="pgrecall-bench-")))
@@ -227,7 +227,7 @@ class Stage:
 
     def start(self, number: int) -> None:
         """Starts that many more worker processes and lets them go all at once, when each has imported everything."""
-        new = []
+        new: list[_Process] = []
         for _ in range(number):
             log = self._directory / f"worker-{len(self._workers) + len(new)}.log"
             process = _Process(self._peer.command(self._settings), self._environment, log)

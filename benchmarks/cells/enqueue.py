@@ -31,7 +31,7 @@ class Enqueue(Cell):
 
     def run(self, server: Server, contestant: Contestant, variant: str, size: Size) -> Sample:
         assert contestant.peer is not None
-        number = int(variant.split()[0])
+        number = int(variant.split(maxsplit=1)[0])
         share = max(size.inserted // number, 1)
         tomorrow = time.time() + 86400
         with Stage(server, contestant.peer, contestant.peer.profiles[contestant.profile]) as stage:

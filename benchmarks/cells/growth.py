@@ -6,7 +6,7 @@ One connection, statement by statement, commits not waited for on disk: what is 
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -28,11 +28,9 @@ _FIRST = 100_000_000
 _WARM_UP = 20
 
 
-class _Table:
+class _Table(ABC):
     """The same few operations on either table."""
 
-    #: Sets up an empty database.
-    install: Callable[[psycopg.Connection[Any]], object]
     #: Fills it: pending rows far ahead, or finished ones; by `first` and `last`.
     pending: ClassVar[list[str]]
     finished: ClassVar[list[str]]
@@ -50,6 +48,10 @@ class _Table:
         return cursor.fetchall() if cursor.description else []
 
     @abstractmethod
+    def install(self) -> None:
+        """Sets up an empty database."""
+
+    @abstractmethod
     def look(self) -> object:
         """Finds nothing that is due, and learns when to look again."""
 
@@ -64,19 +66,28 @@ class _Table:
 
 class _Ours(_Table):
     pending: ClassVar = [
-        "insert into pgrecall.sessions (id) "
-        "select 's' || n from generate_series(%(first)s::bigint, %(last)s::bigint) as n",
-        "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message) "
-        "select 's' || n, now() + interval '2 hours' + random() * interval '1 year', 'hello' "
-        "from generate_series(%(first)s::bigint, %(last)s::bigint) as n",
+        (
+            "insert into pgrecall.sessions (id) "
+            "select 's' || n from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        ),
+        (
+            "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message) "
+            "select 's' || n, now() + interval '2 hours' + random() * interval '1 year', 'hello' "
+            "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        ),
     ]
     finished: ClassVar = [
         pending[0],
-        "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message, status) "
-        "select 's' || n, now() - random() * interval '1 year', 'hello', 'fired' "
-        "from generate_series(%(first)s::bigint, %(last)s::bigint) as n",
-        "insert into pgrecall.recall_runs (recall_id, session_id, nominal_at, started_at, finished_at, attempt, outcome) "
-        "select id, session_id, trigger_at, trigger_at, trigger_at, 1, 'success' from pgrecall.session_recalls",
+        (
+            "insert into pgrecall.session_recalls (session_id, trigger_at, additional_context_message, status) "
+            "select 's' || n, now() - random() * interval '1 year', 'hello', 'fired' "
+            "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        ),
+        (
+            "insert into pgrecall.recall_runs "
+            "(recall_id, session_id, nominal_at, started_at, finished_at, attempt, outcome) "
+            "select id, session_id, trigger_at, trigger_at, trigger_at, 1, 'success' from pgrecall.session_recalls"
+        ),
     ]
     before: ClassVar = "insert into pgrecall.sessions (id) values ('s' || %(number)s::bigint)"
     due: ClassVar = (
@@ -109,13 +120,17 @@ class _Ours(_Table):
 
 class _Raw(_Table):
     pending: ClassVar = [
-        "insert into public.jobs (number, run_at) "
-        "select n, now() + interval '2 hours' + random() * interval '1 year' "
-        "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        (
+            "insert into public.jobs (number, run_at) "
+            "select n, now() + interval '2 hours' + random() * interval '1 year' "
+            "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        )
     ]
     finished: ClassVar = [
-        "insert into public.jobs (number, run_at, status) select n, now() - random() * interval '1 year', 'done' "
-        "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        (
+            "insert into public.jobs (number, run_at, status) select n, now() - random() * interval '1 year', 'done' "
+            "from generate_series(%(first)s::bigint, %(last)s::bigint) as n"
+        )
     ]
     before: ClassVar = "select %(number)s::bigint"
     due: ClassVar = "insert into public.jobs (number, run_at) values (%(number)s, now())"
@@ -205,7 +220,7 @@ class Pending(_Growth):
 
     def run(self, server: Server, contestant: Contestant, variant: str, size: Size) -> Sample:
         with server.database() as database, _table(database, contestant.name) as table:
-            _fill(table, table.pending, int(variant.split()[0].replace(",", "")))
+            _fill(table, table.pending, int(variant.split(maxsplit=1)[0].replace(",", "")))
             server.settle()
             return Sample(_probe(table, size.probes))
 
@@ -219,7 +234,7 @@ class Finished(_Growth):
 
     def run(self, server: Server, contestant: Contestant, variant: str, size: Size) -> Sample:
         with server.database() as database, _table(database, contestant.name) as table:
-            _fill(table, table.finished, int(variant.split()[0].replace(",", "")))
+            _fill(table, table.finished, int(variant.split(maxsplit=1)[0].replace(",", "")))
             server.settle()
             return Sample(_probe(table, size.probes))
 

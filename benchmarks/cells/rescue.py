@@ -39,12 +39,14 @@ class Rescue(Cell):
     def run(self, server: Server, contestant: Contestant, variant: str, size: Size) -> Sample:
         assert contestant.peer is not None
         settings = contestant.peer.profiles[contestant.profile]
+        # No more than fit into one worker: the rest would fill the slots of the one that is to rescue.
+        jobs = min(size.held, contestant.peer.slots(settings))
         with Stage(server, contestant.peer, settings, job_seconds=_HELD) as stage:
-            stage.prepare(size.held)
+            stage.prepare(jobs)
             stage.start(1)
             stage.warm_up()
-            stage.each([(number, None, None) for number in range(size.held)])
-            stage.all_begun(_PATIENCE)  # a worker with fewer slots holds fewer
+            stage.each([(number, None, None) for number in range(jobs)])
+            stage.all_begun(_PATIENCE)
             held = {mark.number for mark in stage.begun()}
             if not held:
                 raise Failed(f"no job began within {_PATIENCE:g} s")

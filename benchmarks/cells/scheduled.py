@@ -44,7 +44,7 @@ class Scheduled(Cell):
         return with_profiles(peers, "best", "default")
 
     def takes(self, contestant: Contestant, variant: str) -> bool:
-        workers = int(variant.split()[0])
+        workers = int(variant.split(maxsplit=1)[0])
         if workers > 16:
             return contestant.name in _HERDS and contestant.profile == "best"
         return workers == 1 or contestant.profile == "best"
@@ -54,7 +54,7 @@ class Scheduled(Cell):
         jobs = size.scheduled_jobs
         with Stage(server, contestant.peer, contestant.peer.profiles[contestant.profile]) as stage:
             stage.prepare(jobs)
-            stage.start(int(variant.split()[0]))
+            stage.start(int(variant.split(maxsplit=1)[0]))
             stage.warm_up()
             chance = random.Random(jobs)
             begins = time.time() + 1.5 + jobs * _MAKING

@@ -41,7 +41,7 @@ class Throughput(Cell):
             stage.bulk(0, jobs)
             stage.analyze()
             counts = stage.database.counts()
-            stage.start(int(variant.split()[0]))
+            stage.start(int(variant.split(maxsplit=1)[0]))
             complete = stage.all_done(size.backlog_seconds)
             ended = time.time()
             counted, spent = stage.database.counts().since(counts), stage.worker_seconds()

@@ -17,6 +17,7 @@ from benchmarks.jobs import job
 from benchmarks.peer import Peer, Settings
 from pgrecall.embedded import find_binaries
 
+
 class _Producer:
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -39,6 +40,9 @@ class Absurd(Peer):
     }
     unfinished = "select count(*) from absurd.t_default where state not in ('completed', 'failed', 'cancelled')"
     remark = "no way to spawn for later, so its tasks sleep first, which is a second claim; no bulk interface"
+
+    def slots(self, settings: Settings) -> int:
+        return int(settings.get("concurrency", 1))
 
     async def install(self, dsn: str, settings: Settings) -> None:
         # Brings the schema of its own release along, and needs psql to install it.
@@ -67,7 +71,7 @@ class Absurd(Peer):
 
         client = AsyncAbsurd(dsn)
 
-        @client.register_task(name="job")
+        @client.register_task(name="job")  # type: ignore[untyped-decorator]
         async def run(parameters: Any, context: Any) -> None:
             if parameters["at"] is not None:
                 await context.sleep_until("until it is due", parameters["at"])

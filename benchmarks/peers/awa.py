@@ -40,13 +40,14 @@ class Awa(Peer):
         "best": {"workers": 10, "poll_interval_ms": 20, "promote_interval_ms": 20},
         "throughput": {"workers": 200, "poll_interval_ms": 20},
     }
-    unfinished = (
-        "select count(*) from awa.jobs where state not in ('completed', 'failed', 'cancelled')"
-    )
+    unfinished = "select count(*) from awa.jobs where state not in ('completed', 'failed', 'cancelled')"
+
+    def slots(self, settings: Settings) -> int:
+        return int(settings["workers"])
 
     @staticmethod
     def _register(client: Any) -> None:
-        @client.task(Numbered, kind="job", queue="default")
+        @client.task(Numbered, kind="job", queue="default")  # type: ignore[untyped-decorator]
         async def run(taken: Any) -> None:
             await job(taken.args.number)
 
@@ -58,9 +59,10 @@ class Awa(Peer):
             # A new installation gets its fast storage when the first worker starts, as any in use has it.
             self._register(client)
             await client.start([("default", 1)])
-            async with asyncio.timeout(30):
-                while json.loads(await client.storage_status())["active_engine"] != "queue_storage":
-                    await asyncio.sleep(0.05)
+            for _ in range(600):
+                if json.loads(await client.storage_status())["active_engine"] == "queue_storage":
+                    break
+                await asyncio.sleep(0.05)
             await client.shutdown()
 
     @asynccontextmanager

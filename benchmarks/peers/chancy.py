@@ -1,8 +1,9 @@
-"""chancy: psycopg, LISTEN for jobs for at once, a poll of whole seconds for the others, outcomes written once a second."""
+"""chancy: psycopg, LISTEN for jobs for at once, a poll of whole seconds for others, outcomes written once a second."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -44,6 +45,9 @@ class Chancy(Peer):
     }
     unfinished = "select count(*) from public.chancy_jobs where state in ('pending', 'running', 'retrying')"
     remark = "outcomes wait up to a second in memory, and are lost in a crash"
+
+    def slots(self, settings: Settings) -> int:
+        return int(settings.get("concurrency", os.cpu_count() or 1))
 
     async def install(self, dsn: str, settings: Settings) -> None:
         from chancy import Chancy as Application

@@ -47,6 +47,9 @@ class Dbos(Peer):
         "a dead worker's workflows wait for a start with the same executor id"
     )
 
+    def slots(self, settings: Settings) -> int:
+        return int(settings.get("worker_concurrency", 1000))
+
     @staticmethod
     def _launch(dsn: str, settings: Settings) -> None:
         from dbos import DBOS
@@ -74,9 +77,7 @@ class Dbos(Peer):
     async def producing(self, dsn: str, settings: Settings) -> AsyncIterator[_Producer]:
         from dbos import DBOSClient
 
-        client = await asyncio.to_thread(
-            lambda: DBOSClient(system_database_url=dsn, application_name=_APPLICATION)
-        )
+        client = await asyncio.to_thread(lambda: DBOSClient(system_database_url=dsn, application_name=_APPLICATION))
         try:
             yield _Producer(client)
         finally:

@@ -14,15 +14,11 @@ from benchmarks.peer import Peer, Settings
 def _worker() -> Any:
     from oban import worker
 
-    # Found by its module and name, as a user's is.
-    global BenchmarkJob  # noqa: PLW0603 (made when oban is known to be there)
-
-    @worker(queue="default")
     class BenchmarkJob:
         async def process(self, taken: Any) -> None:
             await job(taken.args["number"])
 
-    return BenchmarkJob
+    return worker(queue="default")(BenchmarkJob)
 
 
 class _Producer:
@@ -50,10 +46,11 @@ class Oban(Peer):
         "best": {"queue": {"limit": 10, "debounce_interval": 0.001}, "stager": {"interval": 0.005}},
         "throughput": {"queue": {"limit": 200}},
     }
-    unfinished = (
-        "select count(*) from public.oban_jobs where state not in ('completed', 'cancelled', 'discarded')"
-    )
+    unfinished = "select count(*) from public.oban_jobs where state not in ('completed', 'cancelled', 'discarded')"
     remark = "rescues by age: jobs that run longer than 5 minutes are started twice"
+
+    def slots(self, settings: Settings) -> int:
+        return int(settings["queue"]["limit"])
 
     async def install(self, dsn: str, settings: Settings) -> None:
         from oban.schema import install

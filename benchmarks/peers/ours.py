@@ -69,7 +69,7 @@ class Ours(Peer):
 
     def prepare(self, connection: psycopg.Connection[Any], numbers: range) -> None:
         connection.execute(
-            "insert into pgrecall.sessions (id) select 's' || number from generate_series(%s::bigint, %s::bigint) as number",
+            "insert into pgrecall.sessions (id) select 's' || n from generate_series(%s::bigint, %s::bigint) as n",
             [numbers.start, numbers.stop - 1],
         )
 

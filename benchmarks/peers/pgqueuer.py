@@ -40,7 +40,7 @@ class PgQueuer(Peer):
     remark = "takes a delay, not a time: its jobs are due later than wanted by the time that the insert takes"
 
     async def install(self, dsn: str, settings: Settings) -> None:
-        import asyncpg
+        import asyncpg  # type: ignore[import-untyped]
         from pgqueuer.db import AsyncpgDriver
         from pgqueuer.queries import Queries
 
@@ -76,7 +76,7 @@ class PgQueuer(Peer):
                 stack.push_async_callback(connection.close)
                 application = Application.from_asyncpg_connection(connection)
 
-            @application.entrypoint("job")
+            @application.entrypoint("job")  # type: ignore[untyped-decorator]
             async def run(taken: Any) -> None:
                 await job(int(taken.payload))
 

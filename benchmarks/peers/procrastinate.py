@@ -35,6 +35,9 @@ class Procrastinate(Peer):
     unfinished = "select count(*) from public.procrastinate_jobs where status in ('todo', 'doing')"
     remark = "nothing rescues the jobs of a dead worker but a task that the user writes"
 
+    def slots(self, settings: Settings) -> int:
+        return int(settings.get("concurrency", 1))
+
     @staticmethod
     def _app(dsn: str, settings: Settings) -> tuple[Any, Any]:
         import procrastinate
