@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 from rich.console import Console
 
+from benchmarks import plans as kept_plans
 from benchmarks import report, results, run
 from benchmarks.cell import FULL, QUICK
 from benchmarks.cells import every_cell
@@ -19,6 +21,7 @@ from benchmarks.plots import draw
 from benchmarks.results import Record, Results
 from benchmarks.server import Server
 from benchmarks.stage import ROOT
+from pgrecall import schema
 
 _OUTPUT = ROOT / "dist" / "bench"
 
@@ -60,6 +63,18 @@ def docs(*, given: Path, page: Path) -> None:
             click.echo(f"{page}: {what}")
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+def plans() -> None:
+    """Keep the plans of the hot functions' statements as they are now; a test compares later ones with them."""
+    with Server() as server, server.database() as database:
+        if server.connection.info.server_version // 10000 != kept_plans.MAJOR:
+            raise click.ClickException(f"the plans of PostgreSQL {kept_plans.MAJOR} are kept, this is another one")
+        with psycopg.connect(database.dsn) as connection:
+            schema.install(connection)
+        for path in kept_plans.write(kept_plans.explained(database.dsn)):
+            click.echo(path)
 
 
 @main.command("run")
