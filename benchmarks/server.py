@@ -60,10 +60,10 @@ class Server:
     """A running server with a connection for the harness, in a database that no peer uses.
 
     Args:
-        settings: Beyond `SETTINGS`.
+        durable: With fsync, as what is measured must be; tests of the harness do without.
     """
 
-    def __init__(self, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, *, durable: bool = True) -> None:
         self.binaries = find_binaries()
         library = subprocess.run(
             [self.binaries / "pg_config", "--pkglibdir"], capture_output=True, text=True, check=False
@@ -74,8 +74,9 @@ class Server:
         own = {"shared_preload_libraries": ",".join(self.modules)}
         if "pg_stat_statements" in self.modules:
             own |= {"pg_stat_statements.track": "top", "pg_stat_statements.max": "10000"}
-        self.settings = {**SETTINGS, **own, **(settings or {})}
-        self._postgres = EmbeddedPostgres(directory / "data", settings=self.settings)
+        unsafe = {} if durable else {"fsync": "off", "full_page_writes": "off"}
+        self.settings = {**SETTINGS, **own, **unsafe}
+        self._postgres = EmbeddedPostgres(directory / "data", settings=self.settings, durable=durable)
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -46,7 +45,7 @@ RIGHT = Account(made=3, begun=3, repeated=0, unknown=0, unfinished=0, complete=T
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     try:
-        started = Server()
+        started = Server(durable=False)
     except EmbeddedPostgresError as error:
         pytest.skip(str(error))
     with started:
@@ -62,7 +61,6 @@ def measured(server: Server, cell: str, *names: str) -> dict[tuple[str, str], Re
     )
     for record in made.records:
         assert (record.failure, record.trouble) == (None, None), record
-        assert record.account is None or record.account["warmed"] == 0 or record.account["repeated"] == 0
     return {(record.contestant, record.profile): record for record in made.records}
 
 
@@ -72,7 +70,7 @@ def test_a_backlog_is_worked_off_by_two_processes_with_every_job_accounted_for(s
         assert record.account is not None
         assert (record.account["made"], record.account["begun"]) == (60, 60)
         assert record.figures["rate"] > 0
-    # One claim in hundreds of jobs would be a loop that counts nothing; ours tells each outcome.
+    # Raw claims and completes in batches.
     assert found["raw", "throughput"].figures["statements"] < found["ours", "throughput"].figures["statements"]
 
 
@@ -86,11 +84,17 @@ def test_jobs_are_late_by_milliseconds_and_never_early_and_warm_up_is_not_among_
 
 
 def test_making_jobs_is_measured_without_running_them(server: Server) -> None:
-    for record in measured(server, "enqueue", "raw", "ours").values():
-        assert record.account is not None
-        assert record.account["begun"] == 0
-        assert record.account["unfinished"] == record.account["made"] == 20 + 30 + 50
-        assert record.figures["bulk"] > 0
+    record = measured(server, "enqueue", "ours")["ours", "best"]
+    assert record.account is not None
+    assert record.account["begun"] == 0
+    assert record.account["unfinished"] == record.account["made"] == 20 + 30 + 50
+    assert record.figures["bulk"] > 0
+
+
+def test_the_database_has_the_clock_of_the_machine_by_which_lateness_is_measured(server: Server) -> None:
+    before = time.time()
+    told = float(server.number("select extract(epoch from clock_timestamp())"))
+    assert before - 0.001 <= told <= time.time() + 0.001
 
 
 def test_a_real_stage_tells_lost_and_repeated_jobs_from_right_ones(server: Server) -> None:
@@ -174,7 +178,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_every_peer_has_settings_for_what_it_is_measured_in_and_a_reason_for_what_not() -> None:
     peers = every_peer()
-    assert list(peers)[:1] != [] and {"raw", "ours", "ours-sessions"} <= peers.keys()  # noqa: PT018 (both or neither)
+    assert {"raw", "ours", "ours-sessions"} <= peers.keys()
     assert {"procrastinate", "pgqueuer", "chancy", "oban", "absurd", "dbos", "awa", "apscheduler"} <= peers.keys()
     for peer in peers.values():
         assert peer.profiles.keys() <= {"default", "best", "throughput"}
@@ -288,8 +292,3 @@ def test_an_unknown_name_is_refused_with_those_there_are(arguments: list[str]) -
     answer = CliRunner().invoke(main, arguments)
     assert answer.exit_code == 2
     assert "there are" in answer.output
-
-
-def test_the_times_of_jobs_are_those_of_the_database() -> None:
-    # Lateness subtracts the database's time from the harness's: both must be this machine's clock.
-    assert abs(datetime.now().astimezone().timestamp() - time.time_ns() / 1e9) < 1
