@@ -33,7 +33,7 @@ def measure(
         cells: Which, in this order.
         peers: Which. One that cannot be started gets records that say why.
         size: How much.
-        profiles: Which profiles of the peers; a peer with one profile only always takes part.
+        profiles: Which profiles of the peers; one that has no `default`, such as raw, always takes part.
         tell: Called after every run.
     """
     plan = []
@@ -42,7 +42,7 @@ def measure(
             contestants = [
                 each
                 for each in cell.contestants(peers)
-                if each.peer is None or len(each.peer.profiles) <= 2 or each.profile in profiles
+                if each.peer is None or "default" not in each.peer.profiles or each.profile in profiles
             ]
             # The order is turned round in every other round, so that nobody always runs on another's remains.
             if number % 2 == 0:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from benchmarks.peer import Peer, Producer, Settings
 
 _WHY = (
-    "release 3 is one process: a job made by another process is not seen by the running scheduler, and two schedulers "
-    "on one store run jobs twice; release 4, which has workers, is a pre-release that says not to be used"
+    "release 3 is one process: by its documentation a job store must never be shared between schedulers, and here jobs "
+    "are made by another process; release 4 has workers, but is a pre-release that says not to use it in production"
 )
 
 

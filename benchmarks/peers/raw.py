@@ -93,6 +93,7 @@ class Raw(Peer):
                     for number in numbers:
                         await job(number)
                     await connection.execute(COMPLETE, [numbers])
+                if len(claimed) == settings["batch"]:
                     continue
                 row = await (await connection.execute(NEXT)).fetchone()
                 left = _SAFETY if row is None or row[0] is None else min(max(row[0], 0.0), _SAFETY)
