@@ -31,13 +31,13 @@ class Size:
         pgbench_seconds: Of each run of pgbench.
         held: Runs that are lost with their worker.
         rescue_seconds: After so long nobody waits for a rescue any more.
+        rescue_phase: The worker is killed at a random time up to so many seconds after it has its jobs.
         pending: Numbers of pending rows.
         finished: Number of finished rows.
         probes: How often each statement is timed.
         snapshot_jobs: How many fire while an old snapshot is open.
         burst: Jobs due at one instant.
         churned: Jobs that fire to see how tables grow.
-        warm_rounds: Rounds of a cell before the first that counts.
     """
 
     rounds: int
@@ -60,6 +60,7 @@ class Size:
     snapshot_jobs: int
     burst: int
     churned: int
+    rescue_phase: float = 1
     scheduled_gap: float = 0.1
 
 
@@ -78,6 +79,7 @@ FULL = Size(
     pgbench_seconds=5,
     held=10,
     rescue_seconds=120,
+    rescue_phase=15,
     pending=(10_000, 100_000, 1_000_000, 10_000_000),
     finished=1_000_000,
     probes=300,
@@ -91,7 +93,7 @@ QUICK = Size(
     scheduled_jobs=30,
     workers=(1, 4),
     immediate_jobs=30,
-    idle_seconds=6,
+    idle_seconds=4,
     backlog=1000,
     backlog_seconds=5,
     processes=(1, 2),

@@ -56,9 +56,7 @@ def measured(server: Server, cell: str, *names: str) -> dict[tuple[str, str], Re
     """Runs one cell once, and checks what must be true of every record of ours and raw."""
     made = Results({})
     peers = [every_peer()[name] for name in names]
-    run.measure(
-        server, made, [every_cell()[cell]], peers, TINY, profiles=["best", "throughput"], tell=lambda *_: None
-    )
+    run.measure(server, made, [every_cell()[cell]], peers, TINY, profiles=["best", "throughput"], tell=lambda *_: None)
     for record in made.records:
         assert (record.failure, record.trouble) == (None, None), record
     return {(record.contestant, record.profile): record for record in made.records}
