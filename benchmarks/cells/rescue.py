@@ -47,7 +47,7 @@ class Rescue(Cell):
         jobs = min(size.held, contestant.peer.slots(settings))
         with Stage(server, contestant.peer, settings, job_seconds=_HELD) as stage:
             stage.prepare(jobs)
-            # All there before it starts: one that claims a batch and waits for it would take only those that came first.
+            # All there before it starts: one that claims a batch and waits for it would take only the first to come.
             stage.bulk(0, jobs)
             stage.start(1)
             stage.all_begun(_PATIENCE)
