@@ -59,7 +59,7 @@ def _lateness(results: Results, axes: Any) -> bool:
             # A recall cannot begin early by more than the clock's grain; the log scale wants more than nothing.
             axes.plot([max(value, 0.05) for value in late], parts, label=contestant, color=_COLOURS.get(contestant))
     axes.set(xscale="log", xlabel="lateness, ms", ylabel="part of the jobs", title="Scheduled jobs, best settings")
-    return bool(shown)
+    return bool(axes.lines)
 
 
 def _lines(
@@ -84,7 +84,7 @@ def _lines(
         ticks = sorted({_first_number(variant) for variant in variants})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
-        return bool(shown)
+        return bool(axes.containers)
 
     return picture
 
@@ -101,7 +101,7 @@ def _growth(results: Results, axes: Any) -> bool:
                 axes.plot(*zip(*points, strict=True), style, marker="o", label=f"{contestant}, {key}", color=colour)
     axes.set(xscale="log", xlabel="pending rows", ylabel="ms", title="Cost against table size")
     axes.set_ylim(bottom=0)
-    return bool(shown)
+    return bool(axes.lines)
 
 
 _PICTURES: dict[str, Callable[[Results, Any], bool]] = {

@@ -63,6 +63,10 @@ def record_of(cell: Cell, variant: str, contestant: Contestant, number: int, sam
     step = max(len(ordered) / _KEPT, 1)
     kept = [round(ordered[int(place * step)], 4) for place in range(min(len(ordered), _KEPT))]
     account = sample.account
+    remarks = [sample.remark] if sample.remark else []
+    # Nobody is warmed up where the start belongs to what is measured.
+    if account is not None and 0 < account.warmed < account.workers:
+        remarks.append(f"only {account.warmed} of {account.workers} workers had run a job before")
     return Record(
         cell.name,
         variant,
@@ -72,7 +76,7 @@ def record_of(cell: Cell, variant: str, contestant: Contestant, number: int, sam
         dict(sample.figures),
         kept,
         None if account is None else account.as_dict(),
-        sample.remark,
+        "; ".join(remarks),
         None,
         None if account is None else account.trouble(),
     )

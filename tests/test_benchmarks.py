@@ -237,6 +237,12 @@ def test_a_ratio_is_to_the_baseline_of_the_same_round() -> None:
     assert (ratio.median, ratio.least, ratio.most, ratio.rounds) == (3.0, 3.0, 3.0, 2)
 
 
+@pytest.mark.parametrize(("warmed", "remark"), [(2, ""), (1, "only 1 of 2 workers had run a job before"), (0, "")])
+def test_a_cell_that_began_before_every_worker_was_warm_says_so(warmed: int, remark: str) -> None:
+    sample = Sample({"p50": 1.0}, dataclasses.replace(RIGHT, warmed=warmed, workers=2))
+    assert results.record_of(Invented(), "1 worker", Contestant("ours", "best"), 1, sample).remark == remark
+
+
 def test_results_are_the_same_after_writing_and_reading(tmp_path: Path) -> None:
     made = invented()
     made.write(tmp_path / "results.json")
