@@ -91,6 +91,25 @@ def test_making_jobs_is_measured_without_running_them(server: Server) -> None:
     assert record.figures["bulk"] > 0
 
 
+@pytest.mark.parametrize(
+    ("cell", "variant", "contestant"),
+    [
+        ("trigger", "1 clients, 8 listeners, one by one", "ours"),
+        ("trigger", "1 clients, 0 listeners, in bulk", "a NOTIFY for each row"),
+        ("pending", "100 pending", "ours"),
+        ("snapshot", "200 fired, old snapshot open", "raw"),
+    ],
+)
+def test_what_is_no_contest_of_peers_gives_all_its_figures(
+    server: Server, cell: str, variant: str, contestant: str
+) -> None:
+    measuring = every_cell()[cell]
+    tiny = dataclasses.replace(TINY, pgbench_seconds=1, probes=5, snapshot_jobs=200)
+    sample = measuring.run(server, Contestant(contestant, ""), variant, tiny)
+    assert sample.figures.keys() == {figure.key for figure in measuring.figures}
+    assert all(value > 0 for value in sample.figures.values())
+
+
 def test_the_database_has_the_clock_of_the_machine_by_which_lateness_is_measured(server: Server) -> None:
     before = time.time()
     told = float(server.number("select extract(epoch from clock_timestamp())"))

@@ -156,20 +156,7 @@ def _pgbench(program: Path, dsn: str, statement: str, clients: int, length: list
         script.write_text(statement + ";\n")
         threads = min(clients, os.cpu_count() or 1)
         # -M prepared: the statement is planned once, as a service's driver would have it.
-        command = [
-            str(program),
-            "-n",
-            "-M",
-            "prepared",
-            "-f",
-            str(script),
-            "-c",
-            str(clients),
-            "-j",
-            str(threads),
-            *length,
-            dsn,
-        ]
+        command = [str(program), "-n", "-M", "prepared", "-f", str(script), "-c", str(clients), "-j", str(threads)]
         done = subprocess.run([*command, *length, dsn], capture_output=True, text=True, check=False, timeout=300)
     found = re.search(r"^tps = ([\d.]+) \(without initial connection time\)", done.stdout, re.MULTILINE)
     failed = re.search(r"^number of failed transactions: (\d+)", done.stdout, re.MULTILINE)
