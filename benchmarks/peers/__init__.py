@@ -1,0 +1,1 @@
+"""One module for each peer; `benchmarks.peer.every_peer` finds them."""
