@@ -5,11 +5,7 @@ Changes nothing, and does not know how a recall is shown.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any
-
 import click
-import psycopg
 
 from pgrecall import database
 from pgrecall.calls import Call, list_recalls
@@ -103,7 +99,11 @@ def show(target: Target, *, recall_id: str, limit: int) -> None:
         runs = scheduler.get_runs(recall_id, limit=limit, connection=connection)
         deliveries = scheduler.get_deliveries(recall_id=recall_id, limit=limit, connection=connection)
         now = clock(connection)
-        following = _following(connection, recall, now)
+        following = (
+            [time.occurs_at for time in scheduler.upcoming(recall_id, connection=connection)]
+            if recall.call_type == "recurring"
+            else []
+        )
         holds = scheduler.get_holds(recall.session_id, connection=connection)
         pauses = current_pauses(connection, session=recall.session_id)
         waits = tables.waits_for(recall, holds, current_settings(connection), pauses, now)
@@ -114,28 +114,3 @@ def show(target: Target, *, recall_id: str, limit: int) -> None:
         if deliveries:
             click.echo()
             tables.print_deliveries(deliveries, now)
-
-
-def _following(connection: psycopg.Connection[Any], recall: Recall, now: datetime, most: int = 5) -> list[datetime]:
-    """The next nominal times of a recurring recall that has not ended, the one under way left out."""
-    if recall.call_type != "recurring" or recall.status not in ("pending", "running"):
-        return []
-    times = [] if recall.run_id is not None else [recall.trigger_at]
-    after = max(recall.trigger_at, now)
-    while len(times) < most:
-        if recall.cron is not None:
-            arguments = {"expression": recall.cron, "time_zone": recall.time_zone, "after": after}
-            call: Call[datetime | None] = Call("cron_next", arguments)
-            following = database.run_sync(connection, call)[0]
-        else:
-            step = timedelta(seconds=recall.interval_seconds or 1)
-            passed = (after - recall.trigger_at) // step
-            try:
-                following = recall.trigger_at + step * (passed + 1)
-            except OverflowError:
-                following = None
-        if following is None or (recall.end_at is not None and following > recall.end_at):
-            break
-        times.append(following)
-        after = following
-    return times
