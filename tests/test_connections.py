@@ -423,8 +423,7 @@ async def test_a_worker_gets_in_when_there_is_room_again_and_does_not_push(tmp_p
         await with_schema(postgres)
         async with sql(postgres.dsn) as db:
             await db("create role worker login")
-            for what in ("usage on schema", "all on all tables in schema", "all on all sequences in schema"):
-                await db(f"grant {what} pgrecall to worker")
+            await db("grant pgrecall_worker to worker")
             dsn = make_conninfo(postgres.dsn, user="worker")
             with capture_logs() as events:
                 async with working(dsn, agent):

@@ -646,8 +646,8 @@ BROKEN: list[tuple[LiteralString, str]] = [
         "column sessions.metadata is read by older clients, and is gone",
     ),
     (
-        "alter table pgrecall.workers alter column host type varchar(10)",
-        "column workers.host was text for older clients, and is now character varying(10)",
+        "alter table pgrecall.workers alter column lifelines type integer[]",
+        "column workers.lifelines was bigint[] for older clients, and is now integer[]",
     ),
     (
         "alter table pgrecall.session_recalls alter column call_type drop default",
