@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -15,7 +15,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(database: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a verb on a database with a late recall and one that is to come."""
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -25,7 +25,7 @@ def run(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             """insert into pgrecall.session_recalls (id, session_id, trigger_at, additional_context_message)
             values ('late', 's1', now() - interval '1 hour', 'secret'), ('next', 's2', now() + interval '1 day', 'x')"""
         )
-    yield lambda *arguments: CliRunner().invoke(cli, [*arguments, "--dsn", database])
+    return lambda *arguments: CliRunner().invoke(cli, [*arguments, "--dsn", database])
 
 
 def test_status_tells_what_is_late_and_why_and_what_comes_next(run: Run) -> None:
