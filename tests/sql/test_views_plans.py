@@ -97,5 +97,9 @@ def test_no_view_reads_a_large_table_from_end_to_end(full: psycopg.Connection, q
     assert LARGE.isdisjoint(scanned), json.dumps(explained, indent=1)
     # Nor through an index: what is read has to do with what is shown.
     most = max(one.get("Actual Rows", 0) * one.get("Actual Loops", 1) for one in plan)
-    counts_many = query in ("pgrecall.overview", "pgrecall.lateness_per_hour")
-    assert most <= (110_000 if counts_many else 1_500), json.dumps(explained, indent=1)
+    allowed = 1_500
+    if query in ("pgrecall.overview", "pgrecall.lateness_per_hour"):
+        allowed = 110_000  # they count
+    elif query == "pgrecall.late_runs limit 20":
+        allowed *= 20  # whether slots were free is told by the runs before each
+    assert most <= allowed, json.dumps(explained, indent=1)
