@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -153,23 +154,37 @@ def _held(message: str, detail: str, hint: str) -> SessionHeldError:
     )
 
 
+_TIMESTAMPTZ = psycopg.adapters.types["timestamptz"].oid
+
+
 def _utc(value: Any) -> Any:
     # psycopg gives times in the session's time zone; here all are UTC, whatever that is set to.
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
+@cache
 def _row_factory(row: type[T]) -> Callable[[Any], RowMaker[T]]:
     wanted = {field.name for field in fields(cast("Any", row))}
 
-    def for_cursor(cursor: Any) -> RowMaker[T]:
+    @cache
+    def maker(columns: tuple[tuple[bytes, int], ...]) -> RowMaker[T]:
         # A newer minor schema may have more columns than we know.
-        names = [column.name for column in cursor.description or ()]
-        keep = [(place, name) for place, name in enumerate(names) if name in wanted]
+        keep = [(place, name.decode()) for place, (name, _) in enumerate(columns) if name.decode() in wanted]
+        times = [(place, name) for place, name in keep if columns[place][1] == _TIMESTAMPTZ]
 
         def make(values: Any) -> T:
-            return row(**{name: _utc(values[place]) for place, name in keep})
+            named = {name: values[place] for place, name in keep}
+            for place, name in times:
+                named[name] = _utc(values[place])
+            return row(**named)
 
         return make
+
+    def for_cursor(cursor: Any) -> RowMaker[T]:
+        # Not cursor.description, which makes an object of each column for each answer.
+        answer = cursor.pgresult
+        count = 0 if answer is None else answer.nfields
+        return maker(tuple((answer.fname(place), answer.ftype(place)) for place in range(count)))
 
     return for_cursor
 
@@ -179,7 +194,7 @@ def _scalar_factory(_: Any) -> RowMaker[Any]:
 
 
 def _factory(call: Call[T]) -> Any:
-    return _scalar_factory if call.row is None else _row_factory(call.row)
+    return _scalar_factory if call.row is None else _row_factory(cast("Any", call.row))
 
 
 class AsyncConnection(psycopg.AsyncConnection[Any]):
