@@ -496,6 +496,10 @@ class AsyncDatabase:
             except UPGRADED:
                 return await run_async(borrowed, call)
 
+    async def one(self, call: Call[T], connection: psycopg.AsyncConnection[Any] | None = None) -> T:
+        """As `run`, for a call that answers with one row."""
+        return (await self.run(call, connection))[0]
+
     async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
         async with self._borrowed() as borrowed:
@@ -558,6 +562,10 @@ class SyncDatabase:
                 return run_sync(borrowed, call)
             except UPGRADED:
                 return run_sync(borrowed, call)
+
+    def one(self, call: Call[T], connection: psycopg.Connection[Any] | None = None) -> T:
+        """As `AsyncDatabase.one`."""
+        return self.run(call, connection)[0]
 
     def close(self) -> None:
         """Closes the connections; it opens new ones when used again."""
