@@ -15,7 +15,7 @@ SOURCE = ROOT / "pgrecall" / "_async"
 TARGET = ROOT / "pgrecall" / "_sync"
 
 #: Beside what unasync knows by itself: __aenter__, AsyncIterator and the like, and AsyncName, which becomes SyncName.
-NAMES = {"AsyncConnection": "Connection"}
+NAMES = {"AsyncConnection": "Connection", "Hold": "SyncHold", "Line": "SyncLine"}
 
 
 def wanted() -> dict[str, str]:

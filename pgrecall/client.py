@@ -1,7 +1,7 @@
 """The schedulers: `RecallScheduler` for asyncio, `SyncRecallScheduler` for threads, with the same methods.
 
-Here is what the two do differently: their connections and how a session is held. All else is in `_async`, and in
-`_sync`, which is made of it.
+Here is what the two do differently, opening and closing. What they can be asked is in `_async`, and in `_sync`, which
+is made of it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pgrecall._async.administration import AsyncAdministration
 from pgrecall._async.requests import AsyncRequests
 from pgrecall._sync.administration import SyncAdministration
 from pgrecall._sync.requests import SyncRequests
-from pgrecall.holds import Hold, Line, SyncHold
-from pgrecall.model import IfHeld
+from pgrecall.holds import Line, SyncLine
 
 
 class RecallScheduler(AsyncRequests, AsyncAdministration):
@@ -58,45 +57,6 @@ class RecallScheduler(AsyncRequests, AsyncAdministration):
         """
         await anyio.to_thread.run_sync(functools.partial(database.ensure, self.dsn))
 
-    def hold_session(
-        self,
-        session_id: str,
-        *,
-        holder: str | None = None,
-        lease: float = 30.0,
-        if_held: IfHeld = "refuse",
-        wait: float | None = None,
-    ) -> Hold:
-        """Holds a session for a live chat, as a context manager: inside the block no run starts in it.
-
-        The hold is renewed in the background, ends with the block, and after a crash with its lease. Recalls that came
-        due meanwhile run when it ends.
-
-        Args:
-            session_id: The session.
-            holder: Who holds it, for others to see, 1 to 255 characters. None: a name made of host and process.
-            lease: Seconds for which the hold is good without a renewal, 0.1 to 86400.
-            if_held: If somebody else has the session: `refuse` raises, `wait` waits in line, `interrupt` waits too and,
-                if it is a run, tells the run to stop.
-            wait: Seconds to wait in line. None: as long as it takes.
-
-        Raises:
-            SessionHeldError: On entering: somebody else has the session (and had it for the whole of `wait`).
-            HoldLostError: On leaving: the hold ended before, because it could not be renewed or a recall that was put
-                off for its max_defer_seconds wants the session.
-            SessionNotFoundError: On entering: there is no such session.
-            SettingsError: lease or wait makes no sense.
-        """
-        return Hold(
-            self.database,
-            self._line,
-            session_id,
-            holder=holder,
-            lease=lease,
-            if_held=if_held,
-            wait=wait,
-        )
-
 
 class SyncRecallScheduler(SyncRequests, SyncAdministration):
     """Schedules and manages recalls, for programs without an event loop.
@@ -116,6 +76,7 @@ class SyncRecallScheduler(SyncRequests, SyncAdministration):
     def __init__(self, dsn: str | None = None, *, pool_size: int = 4, patience: float = 30.0) -> None:
         self.dsn = database.conninfo(dsn)
         self.database = database.SyncDatabase(self.dsn, size=pool_size, patience=patience)
+        self._line = SyncLine(self.dsn)
 
     def __enter__(self) -> Self:
         return self
@@ -134,42 +95,3 @@ class SyncRecallScheduler(SyncRequests, SyncAdministration):
             SchemaTooNewError: The schema is newer than this package.
         """
         database.ensure(self.dsn)
-
-    def hold_session(
-        self,
-        session_id: str,
-        *,
-        holder: str | None = None,
-        lease: float = 30.0,
-        if_held: IfHeld = "refuse",
-        wait: float | None = None,
-    ) -> SyncHold:
-        """Holds a session for a live chat, as a context manager: inside the block no run starts in it.
-
-        The hold is renewed in the background, ends with the block, and after a crash with its lease. Recalls that came
-        due meanwhile run when it ends.
-
-        Args:
-            session_id: The session.
-            holder: Who holds it, for others to see, 1 to 255 characters. None: a name made of host and process.
-            lease: Seconds for which the hold is good without a renewal, 0.1 to 86400.
-            if_held: If somebody else has the session: `refuse` raises, `wait` waits in line, `interrupt` waits too and,
-                if it is a run, tells the run to stop.
-            wait: Seconds to wait in line. None: as long as it takes.
-
-        Raises:
-            SessionHeldError: On entering: somebody else has the session (and had it for the whole of `wait`).
-            HoldLostError: On leaving: the hold ended before, because it could not be renewed or a recall that was put
-                off for its max_defer_seconds wants the session.
-            SessionNotFoundError: On entering: there is no such session.
-            SettingsError: lease or wait makes no sense.
-        """
-        return SyncHold(
-            self.database,
-            self.dsn,
-            session_id,
-            holder=holder,
-            lease=lease,
-            if_held=if_held,
-            wait=wait,
-        )

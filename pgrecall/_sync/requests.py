@@ -14,13 +14,15 @@ import psycopg
 
 from pgrecall import calls
 from pgrecall.database import SyncDatabase
-from pgrecall.model import CallType, HeldSession, IfExists, OnInterrupt, OnMaxDefer, Recall, RecallRun
+from pgrecall.holds import SyncHold, SyncLine
+from pgrecall.model import CallType, HeldSession, IfExists, IfHeld, OnInterrupt, OnMaxDefer, Recall, RecallRun
 
 
 class SyncRequests:
     """The methods of a scheduler that producers and chats need."""
 
     database: SyncDatabase
+    _line: SyncLine
 
     def schedule_recall(
         self,
@@ -212,6 +214,37 @@ class SyncRequests:
     ) -> list[RecallRun]:
         """What happened to a recall: its runs and the occurrences that did not run, newest first."""
         return self.database.run(calls.get_runs(recall_id, limit), connection)
+
+    def hold_session(
+        self,
+        session_id: str,
+        *,
+        holder: str | None = None,
+        lease: float = 30.0,
+        if_held: IfHeld = "refuse",
+        wait: float | None = None,
+    ) -> SyncHold:
+        """Holds a session for a live chat, as a context manager: inside the block no run starts in it.
+
+        The hold is renewed in the background, ends with the block, and after a crash with its lease. Recalls that came
+        due meanwhile run when it ends.
+
+        Args:
+            session_id: The session.
+            holder: Who holds it, for others to see, 1 to 255 characters. None: a name made of host and process.
+            lease: Seconds for which the hold is good without a renewal, 0.1 to 86400.
+            if_held: If somebody else has the session: `refuse` raises, `wait` waits in line, `interrupt` waits too and,
+                if it is a run, tells the run to stop.
+            wait: Seconds to wait in line. None: as long as it takes.
+
+        Raises:
+            SessionHeldError: On entering: somebody else has the session (and had it for the whole of `wait`).
+            HoldLostError: On leaving: the hold ended before, because it could not be renewed or a recall that was put
+                off for its max_defer_seconds wants the session.
+            SessionNotFoundError: On entering: there is no such session.
+            SettingsError: lease or wait makes no sense.
+        """
+        return SyncHold(self.database, self._line, session_id, holder=holder, lease=lease, if_held=if_held, wait=wait)
 
     def free_session(
         self, session_id: str, *, holder: str | None = None, connection: psycopg.Connection[Any] | None = None
