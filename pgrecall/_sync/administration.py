@@ -1,4 +1,4 @@
-# Made by `make sync` of pgrecall/_async/administration.py: change that file, not this one.
+# Made by `make sync` of pgrecall/_async/administration.py: change that, not this.
 """What operators ask of a scheduler, and producers do not need: one method for each SQL function of the same name.
 
 Recalls, runs and pauses; deliveries; what was done by hand; and how long all of it is kept.

@@ -1,4 +1,4 @@
-# Made by `make sync` of pgrecall/_async/requests.py: change that file, not this one.
+# Made by `make sync` of pgrecall/_async/requests.py: change that, not this.
 """What producers and chats ask of a scheduler: one method for each SQL function of the same name.
 
 Each is one line over `calls`. What operators do is in `administration`.
