@@ -24,7 +24,7 @@ check: .venv/.dev ## Lint, types and import rules only
 	.venv/bin/mypy --no-error-summary
 	.venv/bin/lint-imports --no-logo
 
-sync: .venv/.dev ## The methods for threads, pgrecall/_sync, made of those for asyncio, pgrecall/_async
+sync: .venv/.dev ## Make each _sync of the _async beside it: the same code, for threads
 	$(python) .ci/sync.py
 
 demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an agent wake up

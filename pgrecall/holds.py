@@ -1,6 +1,7 @@
 """Holding a session for a live chat: taking it, waiting for it, renewing the hold in the background, letting go.
 
-Knows the SQL functions of holds and nothing of recalls. Who may hold when is decided by the database alone.
+Knows the SQL functions of holds and nothing of recalls. Who may hold when is decided by the database alone. `Hold` and
+`SyncHold` are both written by hand: the loss of a hold cancels a task, and a thread cannot be cancelled.
 """
 
 from __future__ import annotations

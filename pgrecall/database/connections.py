@@ -1,7 +1,7 @@
 """Connections of our own: what they are opened with, and how they are set up; for asyncio and for threads.
 
-Each has what the other cannot: asyncio can end a wait at any time, a thread is bounded by the network's liveness only.
-docs/connections.md says what may sit between here and the server.
+Those for asyncio and for threads are both written by hand: a task can stop waiting for the server at any time, a thread
+waits as long as the network is alive. docs/connections.md says what may sit between here and the server.
 """
 
 from __future__ import annotations
