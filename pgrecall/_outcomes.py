@@ -183,7 +183,7 @@ class Outcomes:
             )
             try:
                 async with asyncio.timeout(self._patience):
-                    return (await self._database.run(call))[0]
+                    return await self._database.one(call)
             except (RecallError, psycopg.Error, TimeoutError) as error:
                 if not complained:
                     complained = True

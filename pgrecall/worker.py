@@ -250,7 +250,7 @@ class Worker:
         )
         try:
             async with database.answered_within(_SIGN_UP, "register_worker()"):
-                self._clock.sample((await self._database.run(self._registration()))[0])
+                self._clock.sample(await self._database.one(self._registration()))
             async with anyio.create_task_group() as background:
                 if self._poll_interval is None:
                     await background.start(listener.run)
