@@ -13,11 +13,6 @@ as $$
 declare
     v_before constant text := current_setting('lock_timeout');
 begin
-    if pg_try_advisory_xact_lock(8099568234633718892) then
-        return true;
-    elsif wait_milliseconds <= 0 then
-        return false;
-    end if;
     -- Wait in line for a moment. Without a line, two busy producers that overlap would keep every worker out for ever;
     -- with it, producers that come meanwhile are refused, and announce themselves.
     perform set_config('lock_timeout', wait_milliseconds::text, true);
@@ -33,7 +28,7 @@ begin
 end;
 $$;
 comment on function pgrecall._lock_for_peek(integer) is
-    'Takes the wake-up lock exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
+    'Takes the wake-up lock, which somebody has, exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
 
 create or replace function pgrecall._model_text(
     recall pgrecall.session_recalls,
@@ -461,10 +456,7 @@ begin
         from claimed
         where session.id = (claimed.recall).session_id
     )
-    select
-        array_agg(claimed.recall order by (claimed.recall).nominal_at, (claimed.recall).id),
-        array_agg(claimed.user_id order by (claimed.recall).nominal_at, (claimed.recall).id),
-        array_agg(claimed.time_zone order by (claimed.recall).nominal_at, (claimed.recall).id)
+    select array_agg(claimed.recall), array_agg(claimed.user_id), array_agg(claimed.time_zone)
     into taken, owners, time_zones
     from claimed;
 
@@ -641,7 +633,9 @@ begin
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
-    perform pgrecall._check_lease(claim.lease);
+    if claim.lease is null or claim.lease not between interval '1 millisecond' and interval '1 day' then
+        perform pgrecall._check_lease(claim.lease);
+    end if;
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'claim() needs the isolation level read committed, this transaction is %',
             current_setting('transaction_isolation')
@@ -652,26 +646,33 @@ begin
     from pgrecall.settings as known;
     v_paused := coalesce(v_settings.paused_at <= v_now and coalesce(v_settings.paused_until, 'infinity') > v_now, false);
 
-    -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it does
-    -- not know of, because the answer of an earlier claim() got lost. If another worker is giving them back right now
-    -- it waits here, where it holds nothing that the other one may want.
-    perform
-    from pgrecall.workers as w
-    where w.id = claim.worker_id
-        and w.lease_until <= v_now
-    for update;
     if exists (
         select
         from pgrecall.workers as w
         where w.lease_until <= v_now
     ) then
+        -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it
+        -- does not know of, because the answer of an earlier claim() got lost. If another worker is giving them back
+        -- right now it waits here, where it holds nothing that the other one may want.
+        perform
+        from pgrecall.workers as w
+        where w.id = claim.worker_id
+            and w.lease_until <= v_now
+        for update;
         perform pgrecall._expire_leases();
         v_made_due := true;
     end if;
 
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
-    if claim.up_to > 0 and not v_paused then
+    if claim.up_to > 0
+        and not v_paused
+        and exists (
+            select
+            from pgrecall.session_recalls as due
+            where due.due_at <= v_now
+        )
+    then
         begin
             select took.looked, took.taken, took.texts, took.owners, took.time_zones
             into v_looked, v_claimed, v_texts, v_owners, v_zones
@@ -789,7 +790,8 @@ begin
         v_settled := true;
         v_next := v_settings.paused_until;
     elsif v_looked < claim.up_to or claim.up_to = 0 then
-        v_settled := pgrecall._lock_for_peek(case when v_looked > 0 then 0 else 25 end);
+        v_settled := pg_try_advisory_xact_lock(8099568234633718892)
+            or v_looked = 0 and pgrecall._lock_for_peek(25);
         select min(recall.due_at)
         into v_next
         from pgrecall.session_recalls as recall

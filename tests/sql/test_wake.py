@@ -717,7 +717,8 @@ def test_a_worker_waits_in_line_for_the_lock_when_it_has_nothing_else_to_do(scen
 # Each guard is needed: without it a race is lost
 
 TRY_LOCK = f"if pg_try_advisory_xact_lock_shared({LOCK}) then"
-SETTLE = "v_settled := pgrecall._lock_for_peek(case when v_looked > 0 then 0 else 25 end);"
+SETTLE = f"""v_settled := pg_try_advisory_xact_lock({LOCK})
+            or v_looked = 0 and pgrecall._lock_for_peek(25);"""
 PEEK = """select min(recall.due_at)
         into v_next
         from pgrecall.session_recalls as recall
