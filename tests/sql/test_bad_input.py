@@ -361,7 +361,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(server: Server, template: str, name_database: Iterator[str]) -> Iterator[Place]:
+def one_place(server: Server, template: str, name_database: Iterator[str]) -> Iterator[Place]:
     """One database for all of it."""
     name = next(name_database)
     with psycopg.connect(server.dsn, autocommit=True) as admin:
@@ -370,6 +370,13 @@ def place(server: Server, template: str, name_database: Iterator[str]) -> Iterat
         yield made
         made.db.close()
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def place(one_place: Place) -> Place:
+    """The database, without what the test before has rolled back: megabytes that every statement would read over."""
+    one_place.db.execute("vacuum")
+    return one_place
 
 
 def call(function: str, types: dict[str, str], given: Row) -> sql.Composed:
