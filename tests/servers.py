@@ -36,6 +36,7 @@ SETTINGS = {
     "compute_query_id": "on",
     "max_connections": "200",
     "fsync": "off",
+    "max_wal_size": "256MB",  # its files may be in memory
 }
 
 # Bytes, several times what a session has at a time: two dozen databases, the clusters of a few tests, and their WAL.
