@@ -278,7 +278,7 @@ class Place:
 
     def fill(self) -> None:
         """Makes it as it was in the beginning, also after a change that was committed."""
-        self.db.execute("truncate pgrecall.sessions, pgrecall.workers cascade")
+        self.db.execute("truncate pgrecall.sessions, pgrecall.workers, pgrecall.audit cascade")
         self.db.execute(BASE.encode())
         self.run_id = value(self.db, "select run_id from pgrecall.session_recalls where id = 'runs'")
         self.content = self.fingerprint()
