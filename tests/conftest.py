@@ -6,6 +6,8 @@ Under pytest-xdist the controller starts the server and tells the workers where 
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from servers import Server, ServerUnavailable, with_database
+from servers import Server, ServerUnavailable, room_in_memory, with_database
 from servers import server as running_server
 from workerprocess import Start, worker_processes
 
@@ -33,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_RUN] = given["pgrecall_run"]
     elif not config.option.collectonly:
         cleanup = config.stash[_CLEANUP] = ExitStack()
+        if memory := room_in_memory():
+            os.environ.setdefault("TMPDIR", memory)  # also what the servers and processes of the tests go by
+            tempfile.tempdir = None
         try:
             config.stash[_SERVER] = cleanup.enter_context(running_server())
         except ServerUnavailable as error:
@@ -86,14 +91,28 @@ def _drop_roles(server: Server, before: set[str]) -> None:
                 admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
-@contextmanager
-def _new_database(server: Server, name: str, template: str) -> Iterator[str]:
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(create)
-    yield with_database(server.dsn, name)
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+class _Databases:
+    """Makes databases, and drops them later: DROP waits 0.1 s where a connection to its database is just ending."""
+
+    def __init__(self, admin: psycopg.Connection) -> None:
+        self._admin = admin
+        self._done: list[str] = []
+
+    @contextmanager
+    def new(self, name: str, template: str) -> Iterator[None]:
+        """Make one, whose turn to be dropped comes with the next."""
+        self.drop_done()
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        self._admin.execute(create)
+        yield
+        self._done.append(name)
+
+    def drop_done(self) -> None:
+        """Drop what no test uses any more."""
+        while self._done:
+            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self._done[-1]))
+            self._admin.execute(drop)
+            self._done.pop()
 
 
 @pytest.fixture(scope="session")
@@ -128,25 +147,39 @@ def template(server: Server, pytestconfig: pytest.Config) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def databases(server: Server) -> Iterator[_Databases]:
+    """Makes and drops databases, over one connection that lasts as long as the session."""
+    with psycopg.connect(server.dsn, autocommit=True) as admin:
+        made = _Databases(admin)
+        yield made
+        made.drop_done()
+
+
 @pytest.fixture
-def database(server: Server, template: str, name_database: Iterator[str]) -> Iterator[str]:
+def database(server: Server, template: str, databases: _Databases, name_database: Iterator[str]) -> Iterator[str]:
     """The DSN of a fresh database with the schema, for tests with several connections, NOTIFY or a worker."""
-    with _new_database(server, next(name_database), template) as dsn:
-        yield dsn
+    name = next(name_database)
+    with databases.new(name, template):
+        yield with_database(server.dsn, name)
 
 
 @pytest.fixture
-def empty_database(server: Server, name_database: Iterator[str]) -> Iterator[str]:
+def empty_database(server: Server, databases: _Databases, name_database: Iterator[str]) -> Iterator[str]:
     """The DSN of a fresh database without the schema."""
-    with _new_database(server, next(name_database), "template1") as dsn:
-        yield dsn
+    name = next(name_database)
+    with databases.new(name, "template1"):
+        yield with_database(server.dsn, name)
 
 
 @pytest.fixture(scope="session")
-def shared_database(server: Server, template: str, name_database: Iterator[str]) -> Iterator[str]:
+def shared_database(
+    server: Server, template: str, databases: _Databases, name_database: Iterator[str]
+) -> Iterator[str]:
     """The DSN of the database behind ``db``, one per worker; whoever commits there breaks the other tests."""
-    with _new_database(server, next(name_database), template) as dsn:
-        yield dsn
+    name = next(name_database)
+    with databases.new(name, template):
+        yield with_database(server.dsn, name)
 
 
 @pytest.fixture

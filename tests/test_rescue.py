@@ -122,7 +122,7 @@ async def test_a_run_goes_on_while_the_server_is_down_for_longer_than_the_grace(
         await release.wait()
         return "done"
 
-    with EmbeddedPostgres(tmp_path / "data") as postgres:
+    with EmbeddedPostgres(tmp_path / "data", durable=False) as postgres:
         with psycopg.connect(postgres.dsn, autocommit=True) as connection:
             schema.install(connection)
         agent = Recorder(then)

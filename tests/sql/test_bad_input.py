@@ -284,7 +284,7 @@ class Place:
 
     def fill(self) -> None:
         """Makes it as it was in the beginning, also after a change that was committed."""
-        self.db.execute("truncate pgrecall.sessions, pgrecall.workers cascade")
+        self.db.execute("truncate pgrecall.sessions, pgrecall.workers, pgrecall.audit cascade")
         self.db.execute(BASE.encode())
         self.run_id = value(self.db, "select run_id from pgrecall.session_recalls where id = 'runs'")
         self.content = self.fingerprint()
@@ -367,7 +367,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(server: Server, template: str, name_database: Iterator[str]) -> Iterator[Place]:
+def one_place(server: Server, template: str, name_database: Iterator[str]) -> Iterator[Place]:
     """One database for all of it."""
     name = next(name_database)
     with psycopg.connect(server.dsn, autocommit=True) as admin:
@@ -376,6 +376,13 @@ def place(server: Server, template: str, name_database: Iterator[str]) -> Iterat
         yield made
         made.db.close()
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def place(one_place: Place) -> Place:
+    """The database, without what the test before has rolled back: megabytes that every statement would read over."""
+    one_place.db.execute("vacuum")
+    return one_place
 
 
 def call(function: str, types: dict[str, str], given: Row) -> sql.Composed:
