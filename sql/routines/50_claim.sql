@@ -398,17 +398,16 @@ begin
         array_agg(due.id),
         array_agg(due.user_id),
         array_agg(due.time_zone),
-        bool_and(due.is_clear)
-            and count(distinct due.session_id) = count(*)
-            and not exists (select from pgrecall.pauses)
+        bool_and(due.is_clear) and not exists (select from pgrecall.pauses)
     into looked, v_ids, v_owners, v_zones, v_is_clear
     from (
         select
             recall.id,
-            recall.session_id,
             session.user_id,
             session.time_zone,
-            recall.idle_for_seconds is null
+            -- A session has one pending recall at most, so there is no other one for it among them.
+            recall.status = 'pending'
+                and recall.idle_for_seconds is null
                 -- No suspect, see _is_suspect.
                 and (recall.attempt < recall.max_attempts - 1 or recall.max_attempts = 1)
                 and session.run_id is null
