@@ -33,7 +33,6 @@ class Costs:
         answer: From the answer until the agent is called, or until it sleeps again.
         told: For reading what it is told.
         network: One way.
-        stagger: After so long the others look for a row that nobody has taken, by hand-over.
     """
 
     look: float = 0.5
@@ -46,7 +45,6 @@ class Costs:
     answer: float = 0.6
     told: float = 0.03
     network: float = 0.05
-    stagger: float = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,11 @@ def costs_of(results: Results | None, given: Mapping[str, float]) -> dict[str, C
     costs = {name: Cost(value, "default") for name, value in asdict(Costs()).items()}
     if unknown := given.keys() - costs.keys():
         raise ValueError(f"{', '.join(sorted(unknown))}: no such cost; there are {', '.join(costs)}")
+    chosen = {name: Cost(value, "given") for name, value in given.items()}
     if results is not None:
-        costs |= _measured(results, costs)
-    return costs | {name: Cost(value, "given") for name, value in given.items()}
+        # What is left of a p50 depends on the other costs, also on those that are given.
+        costs |= _measured(results, costs | chosen)
+    return costs | chosen
 
 
 def _measured(results: Results, costs: Mapping[str, Cost]) -> dict[str, Cost]:

@@ -4,7 +4,7 @@ Rows fall due at random times, all known beforehand, as scheduled recalls are. A
 it sleeps until the earliest time, looks (one statement), and looks again if the look was not settled. Statements take
 processor time of the server, which has so many cores; the part of a look under the wake-up lock is done by one at a
 time; what writes waits for the disk in the end. `HERD` is every worker waking for every row. `HAND_OVER` is one that
-wakes in time and tells the others when the next row is due; they are armed a little later, in case that one fails.
+wakes in time and tells the others when the next row is due; they leave it a moment, as long as such words have taken.
 
 Not simulated: producers, checkpoints, vacuum, bloat, jitter of timers and disk, and that processes on a full processor
 slow each other down. So the latest runs of a real server are later than these. Messages that a real server hands over
@@ -32,6 +32,10 @@ Steps = Generator[Any, Any, Any]
 #: As in sql/routines/50_claim.sql and pgrecall/worker.py, in seconds.
 _LOCK_TIMEOUT = 0.025
 _FIRST_RETRY, _LAST_RETRY = 0.005, 2.0
+
+#: Seconds that the others leave to the one that wakes in time, by hand-over: at least, at most, and times how many.
+_HEAD_START = (0.01, 0.1)
+_SPREAD = (1.0, 4.0)
 
 
 class Waking(StrEnum):
@@ -112,12 +116,13 @@ class _Row:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """`moved` is the event that ends its sleep, while it sleeps."""
+    """`heard_after` is how long the others' words took to come; `moved` ends its sleep, while it sleeps."""
 
     free: int
     own: Processor
     wakes_at: float = math.inf
     is_first: bool = False
+    heard_after: float = 0.0
     retry: float = _FIRST_RETRY
     moved: Any = None
 
@@ -136,6 +141,7 @@ class Simulation:
         self._late: list[float] = []
         self._rows = [_Row(due) for due in self._due_times()]
         self._first = 0  # all rows before it are claimed
+        self._register = 0.0  # everybody is armed for then
         self._workers = [
             _Worker(fleet.slots, self._server if fleet.shared else Processor(env, 1)) for _ in range(fleet.workers)
         ]
@@ -170,7 +176,8 @@ class Simulation:
     def _wake_time(self, worker: _Worker, due: float) -> float:
         if self._fleet.waking is Waking.HERD or worker.is_first:
             return due
-        return due + self._costs.stagger / 1e3
+        head_start = min(max(1.5 * worker.heard_after, _HEAD_START[0]), _HEAD_START[1])
+        return max(due, self._env.now) + head_start * self._chance.uniform(*_SPREAD)
 
     def _arm(self, worker: _Worker, at: float) -> None:
         """Wakes it at this time at the latest."""
@@ -243,12 +250,15 @@ class Simulation:
             if settled:
                 yield from self._server.run(costs.locked)
             next_due = self._next_due(taken)
-            if settled and next_due > env.now and self._fleet.waking is Waking.HAND_OVER:
-                self._hand_over(worker, next_due)
+            has_news = settled and next_due > env.now and (taken or self._register <= started)
+            if settled:
+                self._register = next_due
             if taken:
                 yield env.timeout(costs.commit / 1e3)
             for row in taken:
                 row.claimed = True
+            if has_news and self._fleet.waking is Waking.HAND_OVER:
+                self._hand_over(worker, next_due, started)
         self._statements += 1
         yield env.timeout(costs.network / 1e3)
         return taken, settled, next_due
@@ -274,19 +284,21 @@ class Simulation:
                 return row.due
         return math.inf
 
-    def _hand_over(self, worker: _Worker, next_due: float) -> None:
+    def _hand_over(self, worker: _Worker, next_due: float, looked_at: float) -> None:
         """The one that looked, if it has a free slot, wakes in time for the next row; the others are told of it."""
         first = worker if worker.free > 0 else next((each for each in self._workers if each.free > 0), worker)
         for other in self._workers:
             other.is_first = other is first
         for other in self._workers:
             if other is not worker:
-                self._env.process(self._tell(other, next_due))
+                self._env.process(self._tell(other, next_due, looked_at))
 
-    def _tell(self, worker: _Worker, next_due: float) -> Steps:
+    def _tell(self, worker: _Worker, next_due: float, looked_at: float) -> Steps:
         yield from self._server.run(self._costs.notify)
         yield self._env.timeout(self._costs.network / 1e3)
         yield from worker.own.run(self._costs.told)
+        # The latest of the last few.
+        worker.heard_after = max(self._env.now - looked_at, worker.heard_after * 0.9)
         if next_due > self._env.now:
             self._set(worker, self._wake_time(worker, next_due))
 

@@ -144,22 +144,21 @@ def measured() -> Results:
 
 
 def test_costs_are_what_was_measured_and_say_so() -> None:
-    costs = costs_of(measured(), {"stagger": 20})
+    costs = costs_of(measured(), {"network": 0.2})
     assert {name: round(cost.value, 3) for name, cost in costs.items()} == {
         "look": 0.5,
         "claim": 2.0,
         "finish": 1.0,
         "locked": 0.15,
-        "commit": 2.9,  # of 6: without 0.5 + 2 * 0.05 + 2 + 0.5
+        "commit": 2.6,  # of 6: without 0.5 + 2 * 0.2 + 2 + 0.5
         "notify": 0.04,
         "wake": 0.5,
         "answer": 0.5,
         "told": 0.03,
-        "network": 0.05,
-        "stagger": 20,
+        "network": 0.2,
     }
-    assert [name for name, cost in costs.items() if cost.source == "default"] == ["network"]
-    assert costs["stagger"].source == "given"
+    assert [name for name, cost in costs_of(measured(), {}).items() if cost.source == "default"] == ["network"]
+    assert costs["network"].source == "given"
 
 
 def test_without_a_run_all_costs_are_defaults_and_say_so() -> None:
