@@ -85,7 +85,10 @@ def plans() -> None:
 @click.option("--waking", type=click.Choice(["herd", "hand-over", "both"]), default="both", show_default=True)
 @click.option("--slots", type=click.IntRange(min=1), default=10, show_default=True, help="Of each worker.")
 @click.option("--run-seconds", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That a run takes.")
-@click.option("--rows", type=click.IntRange(min=1), default=100, show_default=True, help="Recalls for each line.")
+@click.option(
+    "--head-start", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Seconds, of hand-over."
+)
+@click.option("--rows", type=click.IntRange(min=1), default=60, show_default=True, help="Recalls for each line.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--cost", "changes", metavar="NAME=MS", multiple=True, help="Another cost, such as look=0.4.")
 @click.option("--check", is_flag=True, help="Beside the cell scheduled of the results, on the same machine.")
@@ -98,6 +101,7 @@ def simulate(
     waking: str,
     slots: int,
     run_seconds: float,
+    head_start: float,
     rows: int,
     seed: int,
     changes: tuple[str, ...],
@@ -132,7 +136,17 @@ def simulate(
         report.show(console, fleets.check_sheet(made, known))
         return
     wakings = tuple(Waking) if waking == "both" else (Waking(waking),)
-    chosen = fleets.grid(sizes, rates, wakings, cores=cores, slots=slots, run=run_seconds, rows=rows, seed=seed)
+    chosen = fleets.grid(
+        sizes,
+        rates,
+        wakings,
+        cores=cores,
+        slots=slots,
+        run=run_seconds,
+        rows=rows,
+        head_start=head_start,
+        seed=seed,
+    )
     report.show(console, fleets.fleets_sheet(chosen, known))
 
 

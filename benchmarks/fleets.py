@@ -92,7 +92,7 @@ def check_sheet(results: Results, costs: Costs) -> Sheet:
     )
 
 
-def capacity_sheet(results: Results, cores: Sequence[int] = (2, 8, 32)) -> Sheet:
+def capacity_sheet(results: Results, cores: Sequence[int] = (2, 8)) -> Sheet:
     """Fires a second by the server's processor time, at most seven tenths of it."""
     ways = [
         ("one at a time, without history", "scheduled", "1 worker", "ours", "best"),
@@ -131,13 +131,16 @@ def grid(
     cores: int = CORES,
     slots: int = 10,
     run: float = 0.0,
-    rows: int = 100,
+    rows: int = 60,
+    head_start: float = 0.01,
     seed: int = 1,
 ) -> list[Fleet]:
     """Fleets of each size at each rate; one worker has nobody to hand over to."""
     rates = list(rates)
     return [
-        Fleet(number, rate, cores=cores, waking=waking, slots=slots, run=run, rows=rows, seed=seed)
+        Fleet(
+            number, rate, cores=cores, waking=waking, slots=slots, run=run, rows=rows, head_start=head_start, seed=seed
+        )
         for number in workers
         for rate in rates
         for waking in (wakings if number > 1 else wakings[:1])

@@ -33,8 +33,8 @@ Steps = Generator[Any, Any, Any]
 _LOCK_TIMEOUT = 0.025
 _FIRST_RETRY, _LAST_RETRY = 0.005, 2.0
 
-#: Seconds that the others leave to the one that wakes in time, by hand-over: at least, at most, and times how many.
-_HEAD_START = (0.01, 0.1)
+#: By hand-over the others leave a head start to the one that wakes in time: at most so long, times one of these.
+_LONGEST_HEAD_START = 0.1
 _SPREAD = (1.0, 4.0)
 
 
@@ -59,6 +59,7 @@ class Fleet:
         run: Seconds that a run takes.
         even: One row falls due in each part of the time, as in the cell scheduled; else by pure chance (Poisson).
         shared: The workers run on the server's own cores, as in `make bench`; else each has a core of its own.
+        head_start: By hand-over: seconds that the others leave to the first; more if words take longer.
         seed: Of the chance.
     """
 
@@ -71,6 +72,7 @@ class Fleet:
     run: float = 0.0
     even: bool = False
     shared: bool = False
+    head_start: float = 0.01
     seed: int = 1
 
 
@@ -176,7 +178,7 @@ class Simulation:
     def _wake_time(self, worker: _Worker, due: float) -> float:
         if self._fleet.waking is Waking.HERD or worker.is_first:
             return due
-        head_start = min(max(1.5 * worker.heard_after, _HEAD_START[0]), _HEAD_START[1])
+        head_start = max(min(1.5 * worker.heard_after, _LONGEST_HEAD_START), self._fleet.head_start)
         return max(due, self._env.now) + head_start * self._chance.uniform(*_SPREAD)
 
     def _arm(self, worker: _Worker, at: float) -> None:

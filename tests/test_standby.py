@@ -9,9 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqltools import wait_until
 
 from pgrecall import SyncRecallScheduler, schema
+from pgrecall.cli.app import cli
 from pgrecall.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_binaries
 
 READS = (
@@ -158,3 +160,24 @@ def test_a_scheduler_lists_recalls_from_a_standby(pair: Pair) -> None:
             "often",
         }
         assert recalls.wanted_slots() == 3
+
+
+@pytest.mark.parametrize(
+    "verb", [["status"], ["list", "--all"], ["show", "soon"], ["history", "ended"]], ids=lambda verb: verb[0]
+)
+def test_a_verb_that_shows_works_on_a_standby(pair: Pair, verb: list[str]) -> None:
+    said = CliRunner().invoke(cli, [*verb, "--dsn", pair.standby.info.dsn])
+    assert said.exit_code == 0, said.output
+    assert verb[-1] in ("status", "--all") or verb[-1] in said.output
+
+
+def test_the_doctor_says_that_it_is_a_standby(pair: Pair) -> None:
+    said = CliRunner().invoke(cli, ["doctor", "--dsn", pair.standby.info.dsn])
+    assert said.exit_code == 1
+    assert "is a standby" in " ".join(said.output.split())
+
+
+def test_a_worker_does_not_start_on_a_standby(pair: Pair) -> None:
+    said = CliRunner().invoke(cli, ["worker", "--agent", "exec:true", "--dsn", pair.standby.info.dsn])
+    assert said.exit_code != 0
+    assert "read-only" in said.output

@@ -97,6 +97,13 @@ def test_by_hand_over_one_worker_looks_whatever_the_size_of_the_fleet() -> None:
     assert many.utilisation > few.utilisation  # for they are told
 
 
+def test_a_longer_head_start_spares_a_large_fleet_its_looks() -> None:
+    fleet = Fleet(workers=300, rate=50, cores=4, rows=60, waking=Waking.HAND_OVER)
+    hurried = simulated(fleet, Costs())
+    patient = simulated(dataclasses.replace(fleet, head_start=0.1), Costs())
+    assert patient.statements < 3 < hurried.statements / 3
+
+
 def test_the_next_in_line_takes_over_when_the_first_has_no_free_slot() -> None:
     fleet = Fleet(workers=3, rate=10, slots=1, run=0.15, rows=40, even=True, waking=Waking.HAND_OVER)
     came = simulated(fleet, Costs())
@@ -175,7 +182,7 @@ def test_the_docs_get_the_tables_that_are_computed(tmp_path: Path, monkeypatch: 
     assert docs.update(page, measured(), [], []) == wanted
     text = page.read_text()
     # 7 tenths of 2 cores at half a millisecond.
-    assert "| a backlog, without history | 0.50 | 2,800 | 11,200 | 44,800 |" in text
+    assert "| a backlog, without history | 0.50 | 2,800 | 11,200 |" in text
     assert "| 4 workers | 7.00 |" in text
     assert "| 2 | 10.0 | hand-over |" in text
     assert "| network | 0.050 | default |" in text
