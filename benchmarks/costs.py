@@ -109,18 +109,18 @@ def _measured(results: Results, costs: Mapping[str, Cost]) -> dict[str, Cost]:
         now = {name: cost.value for name, cost in {**costs, **found}.items()}
         rest = p50 - now["wake"] - 2 * now["network"] - now["claim"] - now["answer"]
         found["commit"] = Cost(max(rest, 0.0), "cell scheduled, 1 worker: what is left of its p50")
-    told = figures("fanout", "NOTIFY", "", "server_ms")
-    if told:
-        # The last line listens to another channel, and costs the same.
-        listeners = [float(re.findall(r"\d+", each)[0]) for each in _variants(results, "fanout")]
-        found["notify"] = Cost(
-            linear_regression(listeners, [line[0] for line in told]).slope, "cell fanout, slope over listeners"
-        )
-    heard = figures("fanout", "NOTIFY", "", "listener_us")
+    fanout = {
+        float(found_in[1]): [
+            results.figure("fanout", variant, "NOTIFY", "", key) for key in ("server_ms", "listener_us")
+        ]
+        for variant in dict.fromkeys(each.variant for each in results.records if each.cell == "fanout")
+        if (found_in := re.fullmatch(r"(\d+) listeners", variant))
+    }
+    spent = {listeners: told.median for listeners, (told, _) in fanout.items() if told is not None}
+    if len(spent) > 1:
+        slope = linear_regression(list(spent), list(spent.values())).slope
+        found["notify"] = Cost(slope, "cell fanout, slope over listeners")
+    heard = [each.median for _, each in fanout.values() if each is not None]
     if heard:
-        found["told"] = Cost(heard[-1][0] / 1e3, "cell fanout")
+        found["told"] = Cost(heard[-1] / 1e3, "cell fanout, most listeners")
     return found
-
-
-def _variants(results: Results, cell: str) -> list[str]:
-    return list(dict.fromkeys(each.variant for each in results.records if each.cell == cell))

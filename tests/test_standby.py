@@ -163,12 +163,13 @@ def test_a_scheduler_lists_recalls_from_a_standby(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [["status"], ["list", "--all"], ["show", "soon"], ["history", "ended"]], ids=lambda verb: verb[0]
+    ("verb", "shown"),
+    [("status", "late"), ("list", "often"), ("show soon", "soon"), ("history ended", "success")],
 )
-def test_a_verb_that_shows_works_on_a_standby(pair: Pair, verb: list[str]) -> None:
-    said = CliRunner().invoke(cli, [*verb, "--dsn", pair.standby.info.dsn])
+def test_a_verb_that_shows_works_on_a_standby(pair: Pair, verb: str, shown: str) -> None:
+    said = CliRunner().invoke(cli, [*verb.split(), "--dsn", pair.standby.info.dsn])
     assert said.exit_code == 0, said.output
-    assert verb[-1] in ("status", "--all") or verb[-1] in said.output
+    assert shown in said.output
 
 
 def test_the_doctor_says_that_it_is_a_standby(pair: Pair) -> None:

@@ -1,4 +1,4 @@
-"""What one NOTIFY costs by the number of connections that LISTEN: all of them wake up, whatever channel it is for."""
+"""What one NOTIFY costs by the number of connections that LISTEN, to its channel, to another one, and elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Fanout(Cell):
 
     def variants(self, size: Size) -> list[str]:
         same = [f"{number} listeners" for number in size.listeners]
-        return [*same, f"{size.listeners[-1]} listeners to another channel"]
+        most = size.listeners[-1]
+        return [*same, f"{most} listeners to another channel", f"{most} listeners in another database"]
 
     def contestants(self, peers: Iterable[Peer]) -> list[Contestant]:
         return [Contestant("NOTIFY", "")]
@@ -42,9 +43,10 @@ class Fanout(Cell):
     def run(self, server: Server, contestant: Contestant, variant: str, size: Size) -> Sample:
         listeners = int(re.findall(r"\d+", variant)[0])
         channel = "elsewhere" if variant.endswith("another channel") else "pgrecall"
-        with server.database() as database, database.connect() as connection:
+        with server.database() as database, server.database() as other, database.connect() as connection:
             server.settle()
-            with listening(database.dsn, listeners, channel) as process:
+            place = other if variant.endswith("another database") else database
+            with listening(place.dsn, listeners, channel) as process:
 
                 def tell(number: int) -> list[float]:
                     taken = []
@@ -59,8 +61,7 @@ class Fanout(Cell):
                 backends = [
                     pid
                     for (pid,) in connection.execute(
-                        "select pid from pg_stat_activity "
-                        "where datname = current_database() and backend_type = 'client backend'"
+                        "select pid from pg_stat_activity where datname ^@ 'bench' and backend_type = 'client backend'"
                     )
                 ]
                 before = sum(map(_on_processor, backends))
@@ -68,7 +69,7 @@ class Fanout(Cell):
                 taken = tell(size.probes)
                 spent = sum(map(_on_processor, backends)) - before
                 figures = {"server_ms": spent * 1e3 / size.probes, "commit_ms": statistics.median(taken)}
-                if process is not None and channel == "pgrecall":
+                if process is not None and variant.endswith("listeners"):
                     figures["listener_us"] = (_on_processor(process) - client) * 1e6 / size.probes / listeners
         return Sample(figures)
 
