@@ -179,7 +179,8 @@ class Simulation:
         if self._fleet.waking is Waking.HERD or worker.is_first:
             return due
         head_start = max(min(1.5 * worker.heard_after, _LONGEST_HEAD_START), self._fleet.head_start)
-        return max(due, self._env.now) + head_start * self._chance.uniform(*_SPREAD)
+        now: float = self._env.now
+        return max(due, now) + head_start * self._chance.uniform(*_SPREAD)
 
     def _arm(self, worker: _Worker, at: float) -> None:
         """Wakes it at this time at the latest."""

@@ -78,7 +78,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         with psycopg.connect(primary.dsn) as installing:
             schema.install(installing)
         (home / "copy").mkdir(mode=0o700)
-        copy = [program, "-D", home / "copy" / "postgres", "-d", primary.dsn, "-R", "-X", "stream", "-c", "fast"]
+        copied = str(home / "copy" / "postgres")
+        copy = [str(program), "-D", copied, "-d", primary.dsn, "-R", "-X", "stream", "-c", "fast"]
         subprocess.run(copy, check=True, capture_output=True)
         with (
             EmbeddedPostgres(home / "copy", durable=False) as standby,
