@@ -77,6 +77,84 @@ def plans() -> None:
             click.echo(path)
 
 
+@main.command()
+@click.option("--results", "given", type=click.Path(path_type=Path), default=_OUTPUT / "results.json", help="Of a run.")
+@click.option("--workers", default="1+16+100+1000", show_default=True, help="Numbers of workers.")
+@click.option("--rate", default="10", show_default=True, help="Recalls that fall due in a second; several with +.")
+@click.option("--cores", type=click.IntRange(min=1), default=8, show_default=True, help="Of the server.")
+@click.option("--waking", type=click.Choice(["herd", "hand-over", "both"]), default="both", show_default=True)
+@click.option("--slots", type=click.IntRange(min=1), default=10, show_default=True, help="Of each worker.")
+@click.option("--run-seconds", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That a run takes.")
+@click.option(
+    "--head-start", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Seconds, of hand-over."
+)
+@click.option("--rows", type=click.IntRange(min=1), default=60, show_default=True, help="Recalls for each line.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--cost", "changes", metavar="NAME=MS", multiple=True, help="Another cost, such as look=0.4.")
+@click.option("--check", is_flag=True, help="Beside the cell scheduled of the results, on the same machine.")
+def simulate(
+    *,
+    given: Path,
+    workers: str,
+    rate: str,
+    cores: int,
+    waking: str,
+    slots: int,
+    run_seconds: float,
+    head_start: float,
+    rows: int,
+    seed: int,
+    changes: tuple[str, ...],
+    check: bool,
+) -> None:
+    """Simulate fleets of workers on one server, with the costs that were measured.
+
+    Takes the costs from the cells scheduled, pending and fanout of a run; what was not measured has a default, and the
+    first table says so.
+    """
+    try:
+        from benchmarks import fleets
+        from benchmarks.costs import costs_of
+        from benchmarks.simulation import Waking
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error}: pip install simpy") from error
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    try:
+        made = results.load(given) if given.exists() else None
+        costs = costs_of(made, dict(_number(change) for change in changes))
+        sizes = [int(each) for each in workers.split("+")]
+        rates = [float(each) for each in rate.split("+")]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if min(sizes) < 1 or min(rates) <= 0:
+        raise click.ClickException("workers and rates must be greater than 0")
+    report.show(console, fleets.costs_sheet(costs))
+    known = fleets.known_costs(costs)
+    if check:
+        if made is None or not any(each.cell == "scheduled" for each in made.records):
+            raise click.ClickException(f"{given} has no cell scheduled: measure first")
+        report.show(console, fleets.check_sheet(made, known))
+        return
+    wakings = tuple(Waking) if waking == "both" else (Waking(waking),)
+    chosen = fleets.grid(
+        sizes,
+        rates,
+        wakings,
+        cores=cores,
+        slots=slots,
+        run=run_seconds,
+        rows=rows,
+        head_start=head_start,
+        seed=seed,
+    )
+    report.show(console, fleets.fleets_sheet(chosen, known))
+
+
+def _number(change: str) -> tuple[str, float]:
+    name, _, value = change.partition("=")
+    return name, float(value)
+
+
 @main.command("run")
 @click.option("--quick", is_flag=True, help="Every cell at a small size: shows that it works, its figures mean little.")
 @click.option("--cells", "wanted_cells", metavar="NAMES", help="Only these cells, with commas between.")

@@ -38,6 +38,7 @@ class Size:
         snapshot_jobs: How many fire while an old snapshot is open.
         burst: Jobs due at one instant.
         churned: Jobs that fire to see how tables grow.
+        listeners: Numbers of connections that LISTEN while one NOTIFY after another is sent.
     """
 
     rounds: int
@@ -60,6 +61,7 @@ class Size:
     snapshot_jobs: int
     burst: int
     churned: int
+    listeners: tuple[int, ...]
     rescue_phase: float = 1
     scheduled_gap: float = 0.1
 
@@ -86,6 +88,7 @@ FULL = Size(
     snapshot_jobs=20_000,
     burst=100_000,
     churned=1_000_000,
+    listeners=(0, 8, 64, 256),
 )
 
 QUICK = Size(
@@ -109,6 +112,7 @@ QUICK = Size(
     snapshot_jobs=400,
     burst=1000,
     churned=2000,
+    listeners=(0, 8),
 )
 
 

@@ -1,7 +1,8 @@
 """Writes tables and plots of a run into a page of the docs, between markers; what stands around them is people's.
 
 A table goes between `<!-- bench: scheduled, best -->` and `<!-- bench: end -->`: the cell, and the profile if it has
-several. `machine` and `contestants` are what they say; `plot lateness` is the picture of that name.
+several. `machine` and `contestants` are what they say; `plot lateness` is the picture of that name; `costs`,
+`capacity`, `simulation` and `simulation check` are computed from the run (benchmarks/fleets.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from benchmarks.cell import Cell
 from benchmarks.results import Results
 
 _MARKED = re.compile(r"(<!-- bench: (?!end\b)([^\n]+?) -->\n)(.*?)(<!-- bench: end -->)", re.DOTALL)
+
+_COMPUTED = ("costs", "capacity", "simulation", "simulation check")
 
 
 def update(page: Path, results: Results, cells: Iterable[Cell], plots: Iterable[Path]) -> list[str]:
@@ -56,6 +59,10 @@ def update(page: Path, results: Results, cells: Iterable[Cell], plots: Iterable[
         for sheet in sheets:
             if sheet.cell == cell and (sheet.profile == profile or not profile):
                 return report.markdown(sheet)
+        if wanted in _COMPUTED:
+            from benchmarks import fleets
+
+            return report.markdown(fleets.docs_sheet(results, wanted))
         raise ValueError(f"{page}: {wanted!r} was not measured")
 
     replaced = _MARKED.sub(put, text)

@@ -854,3 +854,8 @@ def upcoming(recall_id: str, *, limit: int) -> Call[UpcomingTime]:
     return Call(
         "upcoming", {"recall_id": _text("recall_id", recall_id), "limit": _integer("limit", limit)}, UpcomingTime
     )
+
+
+def wanted_slots(within: timedelta, up_to: int) -> Call[int]:
+    """`pgrecall.wanted_slots`."""
+    return Call("wanted_slots", {"within": _length("within", within), "up_to": _integer("up_to", up_to)}, None)

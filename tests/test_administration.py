@@ -197,3 +197,14 @@ async def test_administration_joins_the_callers_transaction(database: str, face:
             assert len(await face("cancel_recalls", session_id="s1", connection=connection)) == 1
             connection.rollback()
     assert await face("get_pending_session_ids", ["s1"]) == {"s1"}
+
+
+async def test_wanted_slots_counts_what_is_due_and_runs(face: Face) -> None:
+    await face.schedule(trigger_at=datetime(2020, 1, 1, tzinfo=UTC))
+    face.claim()
+    await face.schedule("s2", trigger_at=datetime.now(UTC) + timedelta(minutes=5))
+    assert await face("wanted_slots") == 1
+    assert await face("wanted_slots", within=timedelta(minutes=10)) == 2
+    assert await face("wanted_slots", within=timedelta(minutes=10), up_to=1) == 1
+    with pytest.raises(InvalidRecallError, match="within"):
+        await face("wanted_slots", within=timedelta(days=2))

@@ -6,6 +6,8 @@ from benchmarks.cell import Cell
 from benchmarks.cells.burst import Burst
 from benchmarks.cells.churn import Churn
 from benchmarks.cells.enqueue import Enqueue
+from benchmarks.cells.fanout import Fanout
+from benchmarks.cells.footprint import Footprint
 from benchmarks.cells.growth import Finished, OldSnapshot, Pending
 from benchmarks.cells.idle import Idle
 from benchmarks.cells.pickup import Pickup
@@ -30,5 +32,7 @@ def every_cell() -> dict[str, Cell]:
         OldSnapshot(),
         Burst(),
         Churn(),
+        Fanout(),
+        Footprint(),
     ]
     return {cell.name: cell for cell in cells}

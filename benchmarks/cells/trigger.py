@@ -10,11 +10,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,9 +20,10 @@ from typing import Any
 import psycopg
 
 from benchmarks.cell import Cell, Contestant, Figure, Sample, Size
+from benchmarks.listen import listening
 from benchmarks.peer import Peer
 from benchmarks.server import Database, Server
-from benchmarks.stage import ROOT, Failed
+from benchmarks.stage import Failed
 from pgrecall import schema
 
 _LISTENERS = (0, 8)
@@ -85,7 +84,7 @@ class Trigger(Cell):
             due = "0" if contestant.name == "ours, due now" else "2 hours"
             statement = _INSERT.format(due=due, rows=rows)
             run = _pgbench if pgbench.exists() else _threads
-            with _listening(database, listeners):
+            with listening(database.dsn, listeners):
                 run(pgbench, database.dsn, statement, clients, ["-t", str(_WARM_UP if rows == 1 else 2)])
                 before = _inserted(connection)
                 length = ["-t", str(_BULKS)] if rows > 1 else ["-T", str(size.pgbench_seconds)]
@@ -123,30 +122,6 @@ def _inserted(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute("select count(*) from pgrecall.session_recalls").fetchone()
     assert row is not None
     return int(row[0])
-
-
-@contextmanager
-def _listening(database: Database, number: int) -> Iterator[None]:
-    if not number:
-        with nullcontext():
-            yield
-        return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.listen", database.dsn, "pgrecall", str(number)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None and process.stdin is not None  # noqa: PT018 (pipes)
-    try:
-        if process.stdout.readline().strip() != b"ready":
-            raise Failed("the listeners did not start")
-        yield
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
 
 
 def _pgbench(program: Path, dsn: str, statement: str, clients: int, length: list[str]) -> float:

@@ -91,12 +91,21 @@ def test_making_jobs_is_measured_without_running_them(server: Server) -> None:
     assert record.figures["bulk"] > 0
 
 
+def test_a_worker_has_connections_and_memory_at_the_server(server: Server) -> None:
+    found = measured(server, "footprint", "raw", "ours")
+    assert found["raw", "best"].figures["connections"] == 1
+    ours = found["ours", "best"].figures
+    assert 4 <= ours["idle_connections"] <= ours["connections"] <= 14
+    assert 0.5 * ours["connections"] < ours["mib"] < 20 * ours["connections"]
+
+
 @pytest.mark.parametrize(
     ("cell", "variant", "contestant"),
     [
         ("trigger", "1 clients, 8 listeners, one by one", "ours"),
         ("trigger", "1 clients, 0 listeners, in bulk", "a NOTIFY for each row"),
         ("pending", "100 pending", "ours"),
+        ("fanout", "8 listeners", "NOTIFY"),
         ("snapshot", "200 fired, old snapshot open", "raw"),
     ],
 )

@@ -502,3 +502,24 @@ class SyncAdministration:
         """
         call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
         return self.database.run(call, connection)
+
+    def wanted_slots(
+        self,
+        *,
+        within: timedelta = timedelta(minutes=1),
+        up_to: int = 10_000,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> int:
+        """How many slots the workers should have together, for whoever starts and stops workers.
+
+        Runs under way, recalls that are due or will be within this time, and one if a reply is to be posted.
+
+        Args:
+            within: How long it takes until a new worker is ready: 0 to 1 day.
+            up_to: Counts no further, 1 to 1000000: as many slots as the largest fleet has.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: One of the two makes no sense.
+        """
+        return self.database.one(calls.wanted_slots(within, up_to), connection)

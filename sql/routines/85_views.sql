@@ -771,6 +771,67 @@ $$;
 comment on function pgrecall.upcoming(text, integer) is
     'The next occurrences of a recall, with the time in its own zone, else its session''s, else UTC; one that is late comes first. None if it has ended. Called by operators and observers. Raises: PR003 no such recall, PR005 for a limit that is not 0 to 1000.';
 
+create or replace function pgrecall.wanted_slots(within interval default '1 minute', up_to integer default 10000)
+returns integer
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_now constant timestamptz := pgrecall.clock();
+    v_until timestamptz;
+    v_due integer := 0;
+    v_running integer;
+    v_has_delivery boolean;
+begin
+    if wanted_slots.within is null or wanted_slots.within not between interval '0' and interval '1 day' then
+        raise exception 'within is %, but must be 0 to 1 day', coalesce(wanted_slots.within::text, 'null')
+            using errcode = 'PR005', hint = 'How long it takes until a new worker is ready; the default is 1 minute.';
+    end if;
+    if wanted_slots.up_to is null or wanted_slots.up_to not between 1 and 1000000 then
+        raise exception 'up_to is %, but must be 1 to 1000000', coalesce(wanted_slots.up_to::text, 'null')
+            using errcode = 'PR005', hint = 'As many slots as the largest fleet has; the default is 10000.';
+    end if;
+    v_until := v_now + wanted_slots.within;
+    -- While everything is paused nothing starts, so what is due wants no slot yet.
+    if not exists (
+        select
+        from pgrecall.settings
+        where settings.paused_at <= v_now
+            and coalesce(settings.paused_until, 'infinity') > v_until
+    ) then
+        -- In due order: so the index serves it whatever the planner thinks of v_until.
+        select count(*)
+        into v_due
+        from (
+            select
+            from pgrecall.session_recalls as recall
+            where recall.due_at <= v_until
+            order by recall.due_at
+            limit wanted_slots.up_to
+        ) as counted;
+    end if;
+    -- Also the runs of a worker that died: somebody must be there to find it.
+    select count(*)
+    into v_running
+    from (
+        select
+        from pgrecall.session_recalls as recall
+        where recall.run_id is not null
+        limit wanted_slots.up_to
+    ) as counted;
+    -- Replies are posted by workers, beside their runs.
+    v_has_delivery := exists (
+        select
+        from pgrecall.deliveries as delivery
+        where delivery.next_at <= v_until
+    );
+    return greatest(least(v_due + v_running, wanted_slots.up_to), v_has_delivery::integer);
+end;
+$$;
+comment on function pgrecall.wanted_slots(interval, integer) is
+    'How many slots the workers should have together: runs under way, recalls that are due or will be within this time, and one if a reply is to be posted. Counted up to up_to, so it answers at once. 0: no worker is needed for so long. While all is paused what is due does not count. Called by autoscalers, as observers. Raises: PR005 for a time that is not 0 to 1 day, or a number that is not 1 to 1000000.';
+
 create or replace function pgrecall.history(recall_id text)
 returns table (
     happened_at timestamptz,

@@ -23,6 +23,7 @@ as $$
             ('look', 'how a session is', 'select * from pgrecall.session_states where session_id = ''SESSION'';'),
             ('look', 'how a user''s sessions are', 'select * from pgrecall.user_states where user_id = ''USER'';'),
             ('look', 'which workers are alive, and what they do', 'select * from pgrecall.worker_states;'),
+            ('look', 'how many slots the next minute wants (autoscalers ask)', 'select pgrecall.wanted_slots(within => ''1 minute'');'),
             ('look', 'who has which session (chat or run), and who waits', 'select * from pgrecall.get_holds();'),
             ('look', 'which sessions and users are paused, and until when', 'select * from pgrecall.pauses;'),
             ('look', 'the recalls of a user', 'select id, status, due_at from pgrecall.list_recalls(user_id => ''USER'');'),

@@ -194,6 +194,7 @@ begin
             ('purge_history', 'operator'),
             ('history', 'operator'),
             ('upcoming', 'operator observer'),
+            ('wanted_slots', 'operator observer'),
             ('_now', 'operator observer'),
             ('_is_held', 'operator observer')
         ) as listed (name, roles)

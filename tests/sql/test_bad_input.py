@@ -114,6 +114,7 @@ FUNCTIONS: dict[str, Row] = {
     "upcoming": {"recall_id": "waits"},
     "use_own_sessions": {},
     "use_sessions_table": {"host_table": "pgrecall.session_recalls"},
+    "wanted_slots": {"within": "1 minute", "up_to": 100},
 }
 
 #: Not called here, and why.
@@ -584,6 +585,7 @@ METHODS: dict[str, Row] = {
     "retry_recalls": {"user_id": "ada"},
     "stop_runs": {"user_id": "ada"},
     "upcoming": {"recall_id": "waits"},
+    "wanted_slots": {},
 }
 #: Methods that take nothing from a caller that could be bad.
 WITHOUT_INPUT = {"close", "ensure_tables"}

@@ -210,6 +210,7 @@ SAMPLES: Row = {
     "lifelines": [1, None],
     "retry_after": timedelta(seconds=1),
     "by": timedelta(seconds=1),
+    "within": timedelta(seconds=1),
     "metadata": {},
     "usage": {},
     "messages": [],

@@ -193,6 +193,7 @@ unregister_worker                   definer  worker
 upcoming                            definer  operator observer
 use_own_sessions                    invoker  -
 use_sessions_table                  invoker  -
+wanted_slots                        invoker  operator observer
 watch                               invoker  worker
 """
 

@@ -18,10 +18,12 @@ from sqltools import (
     add_recurring,
     add_session,
     call,
+    call_one,
     change,
     claim,
     claim_one,
     finish,
+    recall,
     refused,
     row,
     rows,
@@ -496,6 +498,98 @@ def test_upcoming_tells_times_in_the_recalls_own_zone(db: psycopg.Connection) ->
     assert len(call(db, "upcoming", recall_id=one, limit=1)) == 1
     call(db, "mark_cancelled", recall_id=one)
     assert call(db, "upcoming", recall_id=one) == []
+
+
+# What an autoscaler asks
+
+
+def wanted(db: psycopg.Connection, **arguments: object) -> int:
+    found: int = call_one(db, "wanted_slots", **arguments)["wanted_slots"]
+    return found
+
+
+def test_nothing_to_do_wants_no_slot(db: psycopg.Connection) -> None:
+    worker(db)
+    ended = add(db, "s1")
+    finish(db, claim_one(db))
+    assert recall(db, ended)["status"] == "fired"
+    call(db, "pause_recall", recall_id=add(db, "s2"))
+    assert wanted(db) == 0
+
+
+def test_what_is_due_or_soon_will_be_wants_a_slot_and_what_comes_later_does_not(db: psycopg.Connection) -> None:
+    late(db)
+    add(db, "s2", NOW + MINUTE)
+    add(db, "s3", NOW + MINUTE + SECOND)
+    assert wanted(db) == 2
+    assert wanted(db, within=timedelta()) == 1
+    assert wanted(db, within=2 * MINUTE) == 3
+
+
+def test_a_run_wants_its_slot_until_it_ends_also_when_its_worker_is_dead(db: psycopg.Connection) -> None:
+    worker(db)
+    late(db)
+    run = claim_one(db)
+    db.execute("update pgrecall.workers set died_at = pgrecall.clock()")
+    assert wanted(db) == 1
+    finish(db, run)
+    assert wanted(db) == 0
+
+
+def test_a_recall_that_is_put_off_wants_a_slot_when_its_time_comes(db: psycopg.Connection) -> None:
+    add_session(db, "s1")
+    call(db, "hold_session", session_id="s1", holder="chat-1", lease=HOUR)
+    late(db)
+    claim(db)
+    assert wanted(db, within=10 * SECOND) == 0
+    assert wanted(db, within=MINUTE) == 1
+
+
+@pytest.mark.parametrize(("until", "slots"), [(None, 0), (NOW + HOUR, 0), (NOW + 30 * SECOND, 1)])
+def test_while_all_is_paused_only_a_pause_that_is_about_to_end_wants_slots(
+    db: psycopg.Connection, until: object, slots: int
+) -> None:
+    late(db)
+    call(db, "pause_all", reason="incident", paused_until=until)
+    assert wanted(db) == slots
+
+
+def test_a_run_under_way_wants_its_slot_while_all_is_paused(db: psycopg.Connection) -> None:
+    worker(db)
+    late(db)
+    claim_one(db)
+    call(db, "pause_all")
+    assert wanted(db) == 1
+
+
+def test_a_reply_that_is_to_be_posted_wants_one_worker(db: psycopg.Connection) -> None:
+    worker(db)
+    db.execute("insert into pgrecall.sessions (id, deliver_to) values ('s1', 'https://example.org/hook')")
+    late(db)
+    finish(db, claim_one(db), reply="Done.")
+    assert wanted(db) == 1
+    late(db, "s2")
+    assert wanted(db) == 1  # beside a run there is time for it
+
+
+def test_slots_are_counted_no_further_than_asked(db: psycopg.Connection) -> None:
+    worker(db)
+    for number in range(4):
+        late(db, f"s{number}")
+    claim(db, up_to=2)
+    assert wanted(db, up_to=3) == 3
+
+
+@pytest.mark.parametrize("within", [timedelta(seconds=-1), timedelta(days=1, seconds=1), None])
+def test_a_time_that_no_autoscaler_means_is_refused(db: psycopg.Connection, within: object) -> None:
+    with refused(db, "PR005"):
+        wanted(db, within=within)
+
+
+@pytest.mark.parametrize("up_to", [0, 1_000_001, None])
+def test_a_number_of_slots_that_makes_no_sense_is_refused(db: psycopg.Connection, up_to: object) -> None:
+    with refused(db, "PR005"):
+        wanted(db, up_to=up_to)
 
 
 # How it looks

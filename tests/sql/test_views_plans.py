@@ -103,3 +103,15 @@ def test_no_view_reads_a_large_table_from_end_to_end(full: psycopg.Connection, q
     elif query == "pgrecall.late_runs limit 20":
         allowed *= 20  # whether slots were free is told by the runs before each
     assert most <= allowed, json.dumps(explained, indent=1)
+
+
+def test_an_autoscaler_is_answered_from_indexes_however_often_it_asks(full: psycopg.Connection) -> None:
+    """From the sixth call on the plans may be made without knowing the times, as they are here from the first."""
+    with full.transaction():
+        full.execute("set local plan_cache_mode = force_generic_plan")
+        for _ in range(8):
+            wanted = full.execute("select pgrecall.wanted_slots()").fetchone()
+            assert wanted is not None
+            assert 200 <= wanted[0] <= 1_000
+        scans = full.execute("select pg_stat_get_xact_numscans('pgrecall.session_recalls'::regclass)").fetchone()
+        assert scans == (0,)
