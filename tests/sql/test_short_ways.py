@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -115,13 +116,27 @@ def number_from(db: psycopg.Connection, first: int) -> None:
         db.execute("select setval(%s, %s)", [f"pgrecall.{sequence}", first])
 
 
-def told(db: psycopg.Connection, story: Story) -> tuple[object, dict[str, list[object]]]:
+def named(it: Any, of: Mapping[int, str]) -> Any:
+    """The same with the numbers of runs replaced by whose they are: which gets which is of no account either."""
+    match it:
+        case dict():
+            return {name: named(value, of) for name, value in it.items()}
+        case list() | tuple():
+            return [named(value, of) for value in it]
+        case int() if not isinstance(it, bool) and it in of:
+            return f"run of {of[it]}"
+        case str():
+            return re.sub(r"\brun (\d+)", lambda found: f"run of {of.get(int(found[1]))}", it)
+    return it
+
+
+def told(db: psycopg.Connection, story: Story) -> object:
     """What a story answers and leaves in the tables; everything is as before afterwards."""
     with db.transaction(force_rollback=True):
         number_from(db, 2000)
         answer = story()
         # In which order messages of different sessions were written is of no account.
-        left = {
+        left: dict[str, list[Any]] = {
             table: [
                 found["row"]
                 for found in rows(
@@ -133,7 +148,9 @@ def told(db: psycopg.Connection, story: Story) -> tuple[object, dict[str, list[o
             ]
             for table in TABLES
         }
-        return answer, left
+        of = {row["run_id"]: row["id"] for row in left["session_recalls"]}
+        of |= {row["id"]: row["recall_id"] for row in left["recall_runs"]}
+        return named((answer, left), of)
 
 
 def the_long_way(db: psycopg.Connection) -> None:
