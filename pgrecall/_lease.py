@@ -113,15 +113,12 @@ class LeaseKeeper:
 
         The claim left at least 0.66 of a lease (see the SQL function claim), which is what is counted on.
         """
+        # Does not wake the thread: it would take the interpreter from a run that is just about to begin.
         with self._lock:
-            is_first = not self._runs
-            if is_first:
+            if not self._runs:
                 self._until, self._renew_at = 0.0, asked_at + self._renew_every
             self._until = max(self._until, asked_at + self._lease * 0.66)
             self._runs[run_id] = asked_at
-        if is_first:
-            # With runs already the thread knows when to renew, and a further one does not make it earlier.
-            self._wake_up()
 
     def remove(self, run_id: int) -> None:
         """A run has ended."""
@@ -230,7 +227,8 @@ class LeaseKeeper:
     async def _turn(self) -> None:
         """Does what is to be done now, or waits until there is something."""
         with self._lock:
-            pause = self._renew_at - time.monotonic() if self._runs else math.inf
+            # Also without runs: those that come meanwhile have so long.
+            pause = min(self._renew_at - time.monotonic(), self._renew_every) if self._runs else self._renew_every
         if self._connection is None and (self._reconnect_grace is not None or self._runs):
             await self._connect()
         elif pause <= 0:
