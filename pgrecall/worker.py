@@ -55,6 +55,10 @@ _LET_GO = 5.0
 _SHORTEST_LEASE = 0.001
 _LONGEST_LEASE = 86400.0
 
+#: Seconds after which a worker looks that is not the first to: enough for the first to take what is due and say so, and
+#: not the same for all.
+_OTHERS_AFTER = (0.01, 0.04)
+
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
 
@@ -162,6 +166,8 @@ class Worker:
 
         self._runs: dict[int, Run] = {}
         self._alarm = Alarm()
+        # Is it the one to look when something is due, or does it leave a moment to another worker?
+        self._is_first = True
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
@@ -316,6 +322,8 @@ class Worker:
 
     def _on_connected(self) -> None:
         self._connected.set()
+        # Who is first may have been said meanwhile, and the other one be gone.
+        self._is_first = True
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
         self._look_now()
@@ -325,22 +333,18 @@ class Worker:
     def _heard(self, payload: str) -> None:
         """A notification.
 
-        One of `due <microseconds>`, `stop <run_id>`, `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and
-        `deliver <microseconds> <worker_id>`.
+        One of `due <microseconds>`, `due +<microseconds>`, `next <microseconds> <worker_id>`, `stop <run_id>`,
+        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
 
         Raises:
             ValueError: It is none of ours.
         """
         kind, _, value = payload.partition(" ")
         if kind == "due":
-            at = self._clock.monotonic(int(value) / 1e6)
-            if at < self._alarm.at:
-                self._alarm.no_later_than(at)
-            elif time.monotonic() - self._settled_at > 1:
-                # Nobody needed this message, so the register is out of date: one look sets it right, and the
-                # producers of a whole storm of later recalls need not notify any more.
-                self._settled_at = time.monotonic()
-                self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+            self._heard_of_due(int(value), is_certain=value[0] not in "+0")
+        elif kind == "next":
+            moment, _, worker_id = value.partition(" ")
+            self._heard_of_next(int(moment), worker_id)
         elif kind == "watch" and not value:
             self._watch.begin()
         elif kind == "watch" and value == self.worker_id:
@@ -353,6 +357,33 @@ class Worker:
             self._deliverer.heard(value)
         elif kind != "watch":
             raise ValueError(payload)
+
+    def _heard_of_due(self, microseconds: int, *, is_certain: bool) -> None:
+        """Something is due then; is_certain: no look that says later what is next has overlooked it."""
+        at = self._after_the_first(self._clock.monotonic(microseconds / 1e6))
+        is_news = at < self._alarm.at
+        if is_certain:
+            self._alarm.due(at)
+        else:
+            self._alarm.no_later_than(at)
+        if not is_news and self._is_first and time.monotonic() - self._settled_at > 1:
+            # Nobody needed this message, so the register is out of date: one look sets it right, and the producers of
+            # a whole storm of later recalls need not notify any more.
+            self._settled_at = time.monotonic()
+            self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+
+    def _heard_of_next(self, microseconds: int, worker_id: str) -> None:
+        """A look has seen all that is due before then, and the worker that looked is the first to look again."""
+        at = self._clock.monotonic(microseconds / 1e6)
+        self._is_first = worker_id == self.worker_id
+        if not self._is_first:  # else its own look's answer says it, too
+            self._alarm.move(self._after_the_first(at))
+
+    def _after_the_first(self, at: float) -> float:
+        """When this worker should look for what is due at that time."""
+        if self._is_first:
+            return at
+        return max(at, time.monotonic()) + random.uniform(*_OTHERS_AFTER)  # noqa: S311
 
     def _heard_of_report(self, run_id: int) -> None:
         run = self._runs.get(run_id)
@@ -469,6 +500,9 @@ class Worker:
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
         """Sets the alarm after a look that left slots free."""
         now = time.monotonic()
+        if look.settled and look.recall_id is not None:
+            # Whoever has taken something is the first from now on, and has told the others if there are any.
+            self._is_first = True
         self._safety_at = now + self._safety_interval
         self._alarm.no_later_than(self._safety_at)
         if self._unheard_until > now:
@@ -476,7 +510,7 @@ class Worker:
         if look.next_due_at is not None:
             left = (look.next_due_at - look.now_at).total_seconds()
             if look.settled and left > 0:
-                self._alarm.no_later_than(self._clock.monotonic(look.next_due_at.timestamp()))
+                self._alarm.due(self._after_the_first(self._clock.monotonic(look.next_due_at.timestamp())))
             elif left > 0:
                 self._alarm.no_later_than(now + left)
         if look.settled:
