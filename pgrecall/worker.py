@@ -14,6 +14,7 @@ import random
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -55,9 +56,8 @@ _LET_GO = 5.0
 _SHORTEST_LEASE = 0.001
 _LONGEST_LEASE = 86400.0
 
-#: Seconds after which a worker looks that is not the first to: enough for the first to take what is due and say so, and
-#: not the same for all.
-_OTHERS_AFTER = (0.01, 0.04)
+#: Seconds that the first worker has to take what is due and to say so: at least, and at most when it has taken longer.
+_HEAD_START = (0.01, 0.1)
 
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
@@ -168,6 +168,8 @@ class Worker:
         self._alarm = Alarm()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
         self._is_first = True
+        # How many seconds it took, the last times, until this worker heard of another one's look.
+        self._heard_after = deque[float](maxlen=8)
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
@@ -333,8 +335,8 @@ class Worker:
     def _heard(self, payload: str) -> None:
         """A notification.
 
-        One of `due <microseconds>`, `due +<microseconds>`, `next <microseconds> <worker_id>`, `stop <run_id>`,
-        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
+        One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`, `stop all`,
+        `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
 
         Raises:
             ValueError: It is none of ours.
@@ -343,8 +345,8 @@ class Worker:
         if kind == "due":
             self._heard_of_due(int(value), is_certain=value[0] not in "+0")
         elif kind == "next":
-            moment, _, worker_id = value.partition(" ")
-            self._heard_of_next(int(moment), worker_id)
+            when, now, worker_id = value.split(" ", 2)
+            self._heard_of_next(int(when), int(now), worker_id)
         elif kind == "watch" and not value:
             self._watch.begin()
         elif kind == "watch" and value == self.worker_id:
@@ -372,18 +374,22 @@ class Worker:
             self._settled_at = time.monotonic()
             self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
 
-    def _heard_of_next(self, microseconds: int, worker_id: str) -> None:
+    def _heard_of_next(self, when: int, now: int, worker_id: str) -> None:
         """A look has seen all that is due before then, and the worker that looked is the first to look again."""
-        at = self._clock.monotonic(microseconds / 1e6)
+        at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
         self._is_first = worker_id == self.worker_id
         if not self._is_first:  # else its own look's answer says it, too
+            self._heard_after.append(time.monotonic() - looked_at)
             self._alarm.move(self._after_the_first(at))
 
     def _after_the_first(self, at: float) -> float:
         """When this worker should look for what is due at that time."""
         if self._is_first:
             return at
-        return max(at, time.monotonic()) + random.uniform(*_OTHERS_AFTER)  # noqa: S311
+        least, most = _HEAD_START
+        head_start = min(max(1.5 * max(self._heard_after), least), most)
+        # Not all at once, if the first does not come.
+        return max(at, time.monotonic()) + head_start * random.uniform(1, 4)  # noqa: S311
 
     def _heard_of_report(self, run_id: int) -> None:
         run = self._runs.get(run_id)

@@ -695,8 +695,9 @@ begin
             perform pg_notify(
                 'pgrecall',
                 format(
-                    'next %s %s',
+                    'next %s %s %s',
                     coalesce(pgrecall.microseconds(v_next_of_others), 253402300800000000),
+                    pgrecall.microseconds(v_now),
                     claim.worker_id
                 )
             );
