@@ -168,6 +168,8 @@ class Worker:
         self._alarm = Alarm()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
         self._is_first = True
+        # The server's time, seconds since 1970, at the end of its latest look.
+        self._looked_at = -math.inf
         # How many seconds it took, the last times, until this worker heard of another one's look.
         self._heard_after = deque[float](maxlen=8)
         self._slot_freed = anyio.Event()
@@ -375,11 +377,14 @@ class Worker:
             self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
 
     def _heard_of_next(self, when: int, now: int, worker_id: str) -> None:
-        """A look has seen all that is due before then, and the worker that looked is the first to look again."""
+        """A look that began just now has seen all that is due before then; its worker is the first to look again."""
         at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
         self._is_first = worker_id == self.worker_id
-        if not self._is_first:  # else its own look's answer says it, too
-            self._heard_after.append(time.monotonic() - looked_at)
+        if self._is_first:  # its own look's answer says it, too
+            return
+        self._heard_after.append(time.monotonic() - looked_at)
+        # An older look than this worker's latest may have missed what that one has seen.
+        if now / 1e6 > self._looked_at:
             self._alarm.move(self._after_the_first(at))
 
     def _after_the_first(self, at: float) -> float:
@@ -500,6 +505,7 @@ class Worker:
             async with database.answered_within(self._patience, "claim()"):
                 rows = await self._looks.run(call)
         self._clock.sample(rows[0].now_at)
+        self._looked_at = rows[0].now_at.timestamp()
         self._deliverer.told(rows[0].next_delivery_at)
         return rows
 
