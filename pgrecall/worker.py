@@ -337,8 +337,8 @@ class Worker:
     def _heard(self, payload: str) -> None:
         """A notification.
 
-        One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`, `stop all`,
-        `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
+        One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`,
+        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
 
         Raises:
             ValueError: It is none of ours.
