@@ -107,7 +107,7 @@ async def test_when_the_first_has_no_free_slot_another_one_takes_the_next(databa
             await db.ended(recall_id)
 
 
-async def test_a_worker_that_is_left_alone_is_the_first(database: str) -> None:
+async def test_a_worker_that_is_left_alone_goes_on_and_tells_nobody(database: str) -> None:
     """The one that was has stopped, and nobody says that it has."""
     agent = Recorder()
     async with sql(database) as db, working(database, agent):
@@ -117,7 +117,7 @@ async def test_a_worker_that_is_left_alone_is_the_first(database: str) -> None:
             await db("select pg_notify('pgrecall', %s)", _next(datetime.now(UTC) + _LATER, name=other.worker_id))
         for session_id in ("s2", "s3"):
             await _fire_one(db, session_id)
-        # Nobody is told any more, so nobody leaves a moment to anybody.
+        # What it took last it has told nobody.
         assert await db("select last_value from pgrecall.untold") == [1]
 
 

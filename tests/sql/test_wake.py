@@ -498,15 +498,42 @@ def test_nobody_is_told_by_a_transaction_that_has_announced_something_itself(
 # Sleepers: a model of what a worker does between two looks
 
 
+class Timer:
+    """When a worker wakes up after a settled look, and what it makes of the messages that it hears then."""
+
+    def __init__(self, name: str, found: Claim) -> None:
+        self._name = name
+        self._looked_at = microseconds(found.now_at)
+        self._due = NOBODY_ARMED if found.next_due_at is None else microseconds(found.next_due_at)
+        self._sticky = NOBODY_ARMED
+
+    @property
+    def at(self) -> int:
+        """The time, in microseconds since 1970."""
+        return min(self._due, self._sticky)
+
+    def hear(self, message: str) -> None:
+        """Note a message."""
+        kind, _, argument = message.partition(" ")
+        if kind == "next":
+            when, now, name = argument.split()
+            if name != self._name and int(now) > self._looked_at:
+                self._due = int(when)
+        elif kind == "due" and argument[0] in "+0":
+            self._sticky = min(self._sticky, int(argument))
+        elif kind == "due":
+            self._due = min(self._due, int(argument))
+
+
 class Sleeper:
-    """A sleeping worker: armed by a settled claim, and again by each message that came since the claim began."""
+    """A sleeping worker: armed by a settled claim, and by the messages that came since the claim began."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self.name = name
         self.ear = Ear(dsn)
         self.db = self.ear.connection
         call(self.db, "register_worker", worker_id=name, concurrency=10)
-        self._asleep = False
+        self._timer: Timer | None = None
 
     def look(self, up_to: int = 10) -> list[Row]:
         """Claim once and, if the answer is certain, fall asleep until the time it names."""
@@ -517,26 +544,15 @@ class Sleeper:
 
     def arm(self, found: Claim) -> None:
         """Fall asleep with a known answer; stay awake if it was not certain."""
-        self._asleep = found.settled
-        self._until = NOBODY_ARMED if found.next_due_at is None else microseconds(found.next_due_at)
-        self._at_the_latest = NOBODY_ARMED
-        self._looked_at = microseconds(found.now_at)
+        self._timer = Timer(self.name, found) if found.settled else None
 
     def wakes_at(self) -> int:
         """Return when it wakes, in microseconds since 1970, after all messages so far."""
-        if not self._asleep:
+        if self._timer is None:
             return 0
         for message in self.ear.heard():
-            kind, _, argument = message.partition(" ")
-            if kind == "next":
-                when, now, name = argument.split()
-                if name != self.name and int(now) > self._looked_at:
-                    self._until = int(when)
-            elif kind == "due" and argument[0] in "+0":
-                self._at_the_latest = min(self._at_the_latest, int(argument))
-            elif kind == "due":
-                self._until = min(self._until, int(argument))
-        return min(self._until, self._at_the_latest)
+            self._timer.hear(message)
+        return self._timer.at
 
 
 def is_covered(db: psycopg.Connection, sleepers: list[Sleeper]) -> bool:
@@ -1086,26 +1102,15 @@ def sleep_and_run(dsn: str, name: str, done: threading.Event) -> int:
                 finish(db, run)
             if found.runs or found.deferred:
                 continue
-            looked_at = microseconds(found.now_at)
-            until, at_the_latest = NOBODY_ARMED, NOBODY_ARMED
-            if not found.settled:
-                at_the_latest = looked_at + 10_000
-            elif found.next_due_at is not None:
-                until = max(microseconds(found.next_due_at), looked_at + 5_000)
-            while (left := min(until, at_the_latest) - microseconds(datetime.now(UTC))) > 0:
-                # What it hears behind its look may be older than that: also this is as it is in real workers.
+            now = microseconds(found.now_at)
+            timer = Timer(name, found)
+            soon = now + (5_000 if found.settled else 10_000)
+            is_certain = found.settled and timer.at > now
+            while (left := (timer.at if is_certain else soon) - microseconds(datetime.now(UTC))) > 0:
                 for message in ear.notifies(timeout=min(left / 1e6, 3600), stop_after=1):
-                    kind, _, argument = message.payload.partition(" ")
                     if message.payload == "test is over":
                         return looks
-                    if kind == "next":
-                        when, now, teller = argument.split()
-                        if teller != name and int(now) > looked_at:
-                            until = int(when)
-                    elif kind == "due" and argument[0] in "+0":
-                        at_the_latest = min(at_the_latest, int(argument))
-                    elif kind == "due":
-                        until = min(until, int(argument))
+                    timer.hear(message.payload)
     return looks
 
 
