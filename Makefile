@@ -9,7 +9,7 @@ pip := $(python) -m pip install -qq
 bounded := $$(command -v timeout >/dev/null && echo timeout 60)
 
 .DEFAULT_GOAL := help
-.PHONY: help test check demo soak chats bench bench-test test-matrix build clean
+.PHONY: help test check sync demo soak chats bench bench-test test-matrix build clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.* ## /\1	/p' Makefile | expand -t 14
@@ -18,10 +18,14 @@ test: check ## All checks and all tests, on a PostgreSQL that comes with the ven
 	$(python) -m pytest -n 2
 
 check: .venv/.dev ## Lint, types and import rules only
+	$(python) .ci/sync.py --check
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --quiet --check
 	.venv/bin/mypy --no-error-summary
 	.venv/bin/lint-imports --no-logo
+
+sync: .venv/.dev ## Make each _sync of the _async beside it: the same code, for threads
+	$(python) .ci/sync.py
 
 demo: .venv/.demo ## Schedule a few recalls on a private PostgreSQL and watch an agent wake up
 	@$(python) -c 'import pydantic_ai' 2>/dev/null || { echo "installing pydantic-ai for the agent, if it can be had" && \

@@ -114,11 +114,14 @@ class LeaseKeeper:
         The claim left at least 0.66 of a lease (see the SQL function claim), which is what is counted on.
         """
         with self._lock:
-            if not self._runs:
+            is_first = not self._runs
+            if is_first:
                 self._until, self._renew_at = 0.0, asked_at + self._renew_every
             self._until = max(self._until, asked_at + self._lease * 0.66)
             self._runs[run_id] = asked_at
-        self._wake_up()
+        if is_first:
+            # With runs already the thread knows when to renew, and a further one does not make it earlier.
+            self._wake_up()
 
     def remove(self, run_id: int) -> None:
         """A run has ended."""

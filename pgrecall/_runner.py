@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import anyio
-import psycopg
 
 from pgrecall import calls
-from pgrecall._backoff import Backoff
+from pgrecall._outcomes import Ended, Ending, Outcomes
 from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, describe, running
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
@@ -28,28 +26,7 @@ from pgrecall.telemetry import logger
 #: A deadline must be a date: nobody notices the difference.
 _LONGEST = timedelta(days=36500)
 
-#: SQLSTATE classes that are about what is being stored and not about the state of the server or the way to it.
-_ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", "P0", "XX"})
-
-#: How often such an error is waited out; it may come from a trigger of the host that is mended meanwhile.
-_TRIES = 5
-
 StopReason = Literal["told to stop", "lease lost", "worker stopping", "claimed in doubt"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a run ended: the arguments of `finish` but the ids."""
-
-    outcome: str
-    reply: str | None = None
-    error: str | None = None
-    reason: str | None = None
-    retry: bool = False
-    retry_after: timedelta | None = None
-    counted: bool = True
-    usage: Mapping[str, Any] | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +37,7 @@ class Run:
         recall: What the agent can know.
         timeout: Wall-clock limit in seconds.
         silent_token: A reply of just this text means that there is nothing to say; None: no such text.
-        scope: Cancelled to stop the run.
+        scope: Cancelled to stop the run, and by its deadline.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
         finished: What the database made of the outcome; None: it has not heard it.
@@ -88,12 +65,12 @@ class Runner:
     Args:
         worker_id: Whose runs.
         open_agent: Gives, for each run, an async context manager that yields the agent.
-        scheduler: What a run schedules with; its connections tell the outcome.
+        scheduler: What a run schedules with.
+        outcomes: Tells how the runs ended.
         store: Where the sessions' messages are. A host's own store gets the recall's message, and what the agent said,
             from here; the default one has the former by the claim, and gets the latter with the outcome.
         clock: The database's time now.
         timeout: Wall-clock limit of a run in seconds, unless its recall has its own. None: that of the settings.
-        patience: Seconds after which a statement is taken for lost.
     """
 
     def __init__(
@@ -102,20 +79,19 @@ class Runner:
         open_agent: Callable[[], Any],
         scheduler: RecallScheduler,
         store: SessionStore,
+        outcomes: Outcomes,
         *,
         clock: Callable[[], datetime],
         timeout: float | None,
-        patience: float,
     ) -> None:
         self._worker_id = worker_id
-        self._database = scheduler.database
         self._open_agent = open_agent
         self._scheduler = scheduler
         self._store = store
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._clock = clock
         self._timeout = timeout
-        self._patience = patience
+        self._outcomes = outcomes
 
     def begin(self, row: ClaimRow) -> Run:
         """The run of a claimed recall, not started yet."""
@@ -146,7 +122,7 @@ class Runner:
             store=self._store,
             scheduler=self._scheduler,
             _clock=self._clock,
-            _stop=anyio.Event(),
+            _stop=asyncio.Event(),
         )
         return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
 
@@ -177,60 +153,19 @@ class Runner:
             if ending.usage is None and recall._used:  # noqa: SLF001 (ours)
                 ending = replace(ending, usage=recall._used)  # noqa: SLF001 (likewise)
             with anyio.CancelScope(shield=True):
-                run.finished = await self._tell(run, ending, must_let_go, log)
+                run.finished = await self._outcomes.tell(
+                    Ended(
+                        recall_id=recall.recall_id,
+                        run_id=recall.run_id,
+                        nominal_at=recall.nominal_at,
+                        attempt=recall.attempt,
+                        started_at=run.reached_agent_at,
+                        ending=ending,
+                    ),
+                    must_let_go,
+                    log,
+                )
             _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))
-
-    async def _tell(self, run: Run, ending: Ending, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
-        """Tells the outcome again and again until the database has heard it.
-
-        An outcome that the database will not have is replaced by an error that says so. If it will not have that
-        either, the run ends untold: it must not keep its slot for ever. Its claim ends with the worker's lease.
-        """
-        failing = Backoff(0.1, 5)
-        complained = False
-        refusals = 0
-        replaced = False
-        while True:
-            call = calls.finish(
-                run.recall.recall_id,
-                run.recall.run_id,
-                ending.outcome,
-                started_at=run.reached_agent_at,
-                reply=ending.reply,
-                error=ending.error,
-                reason=ending.reason,
-                retry=ending.retry,
-                retry_after=ending.retry_after,
-                counted=ending.counted,
-                usage=ending.usage,
-                append_reply=self._host_store is None,
-                messages=ending.messages if self._host_store is None else None,
-            )
-            try:
-                async with asyncio.timeout(self._patience):
-                    return (await self._database.run(call))[0]
-            except (RecallError, psycopg.Error, TimeoutError) as error:
-                if not complained:
-                    complained = True
-                    log.error("loop_error", worker_id=self._worker_id, error=describe(error))
-                refusals += _is_about_the_outcome(error)
-                if isinstance(error, RecallError) or refusals == _TRIES:
-                    if replaced:
-                        return None
-                    # The database will never have this outcome (what the agent said, most likely).
-                    ending = Ending(outcome="error", error=describe(error))
-                    refusals, replaced = 0, True
-                    failing.reset()
-                    continue
-                if must_let_go():
-                    return None
-            await anyio.sleep(failing.pause())
-            with suppress(psycopg.Error):  # the next try says what is wrong
-                await self._database.mend()
-
-
-def _is_about_the_outcome(error: Exception) -> bool:
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _ABOUT_THE_OUTCOME
 
 
 def _log_ending(log: Any, ending: Ending, finished: Finished | None, seconds: float) -> None:
@@ -279,31 +214,23 @@ async def run_agent(
     ending: Ending | None = None
     if run.stop_reason is not None:
         return stopped(run)  # a cancelled task would still run to its first await
-    with run.scope:
+    run.scope.deadline = anyio.current_time() + run.timeout
+    with run.scope, running(recall):
         try:
-            with anyio.fail_after(run.timeout) as limit:
-                async with running(recall):
-                    if store is not None and not await _put_into(store, run):
-                        return Ending(outcome="skipped", reason="session missing")
-                    async with open_agent() as agent:
-                        run.reached_agent_at = clock()
-                        reply = await agent.run(
-                            session_id=recall.session_id, user_message=recall.additional_context_message
-                        )
-                        answered = _ending_of(reply, run.silent_token)
-                        if store is not None and answered.messages is not None:
-                            await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
-                        # Not before what it said is saved: else the run is no success.
-                        ending = answered
+            if store is not None and not await _put_into(store, run):
+                return Ending(outcome="skipped", reason="session missing")
+            async with open_agent() as agent:
+                run.reached_agent_at = clock()
+                reply = await agent.run(session_id=recall.session_id, user_message=recall.additional_context_message)
+                answered = _ending_of(reply, run.silent_token)
+                if store is not None and answered.messages is not None:
+                    await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
+                # Not before what it said is saved: else the run is no success.
+                ending = answered
         except Retry as request:
             ending = _retry(request)
         except GiveUp as request:
             ending = _gave_up(request)
-        except TimeoutError as error:
-            if limit.cancelled_caught:
-                ending = Ending(outcome="timeout", error=f"still running after {run.timeout:g} s")
-            else:
-                ending = ending or Ending(outcome="error", error=describe(error), retry=run.reached_agent_at is None)
         except BaseException as error:
             # Whatever an agent raises is its outcome, also SystemExit, and the CancelledError of a task of its own. Not
             # so when this very task is being cancelled, or somebody at the keyboard wants the process to end.
@@ -313,6 +240,8 @@ async def run_agent(
                 raise
             # Failing to close after a reply does not undo the reply.
             ending = ending or Ending(outcome="error", error=describe(error), retry=run.reached_agent_at is None)
+    if run.scope.cancelled_caught and run.stop_reason is None:
+        return Ending(outcome="timeout", error=f"still running after {run.timeout:g} s")
     return ending or stopped(run)
 
 
@@ -358,8 +287,10 @@ def _ending_of(answer: Any, silent_token: str | None) -> Ending:
     if result.reply is not None and not isinstance(result.reply, str):
         return _unusable(f"the agent's RunResult has a {type(result.reply).__name__} as its reply, not a str")
     for name, value in (("usage", result.usage), ("messages", result.messages)):
+        if value is None:
+            continue
         try:
-            calls.as_json(value if name == "usage" else list(value or ()))
+            calls.as_json(value if name == "usage" else list(value))
         except (RecallError, TypeError) as error:
             return _unusable(f"the {name} of the agent's RunResult cannot be stored: {error}")
     reply = _last_said(result.messages or ()) if result.reply is None else result.reply

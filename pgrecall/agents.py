@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -157,7 +157,7 @@ class CurrentRecall:
     store: Any = field(repr=False, compare=False)
     scheduler: Any = field(repr=False, compare=False)
     _clock: Callable[[], datetime] = field(repr=False, compare=False)
-    _stop: anyio.Event = field(repr=False, compare=False)
+    _stop: asyncio.Event = field(repr=False, compare=False)
     # Set when somebody may have reported about this run, see wait_for_report().
     _reported: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
     _used: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -201,8 +201,8 @@ def current_recall() -> CurrentRecall | None:
     return _current.get()
 
 
-@asynccontextmanager
-async def running(recall: CurrentRecall) -> AsyncIterator[None]:
+@contextmanager
+def running(recall: CurrentRecall) -> Iterator[None]:
     """Makes `current_recall()` answer with this recall inside the block."""
     token = _current.set(recall)
     try:
@@ -273,9 +273,10 @@ class _CallableAgent:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._is_async = inspect.iscoroutinefunction(function)
 
     async def run(self, *, session_id: str, user_message: str) -> Any:
-        if inspect.iscoroutinefunction(self._function):
+        if self._is_async:
             reply = await self._function(session_id=session_id, user_message=user_message)
         else:
             # A thread of its own: the worker's slots are the limit. A thread cannot be stopped, so the run lasts, and
@@ -336,12 +337,7 @@ def agent_opener(agent: Any) -> Callable[[], Any]:
             raise
 
     else:
-
-        @asynccontextmanager
-        async def given() -> AsyncIterator[Agent]:
-            yield ready
-
-        return given
+        return lambda: nullcontext(ready)
 
     @asynccontextmanager
     async def built() -> AsyncIterator[Agent]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 from pgrecall.errors import InvalidRecallError
@@ -64,10 +65,15 @@ class Call(Generic[T]):
     @property
     def statement(self) -> str:
         """The SELECT that makes the call, with psycopg's named placeholders."""
-        # Columns by name: a statement that was prepared before an upgrade goes on, whatever columns that adds.
-        columns = "*" if self.row is None else ", ".join(f'"{field.name}"' for field in fields(cast("Any", self.row)))
-        arguments = ", ".join(f'"{name}" => %({name})s' for name in self.arguments)
-        return f"select {columns} from pgrecall.{self.function}({arguments})"
+        return _statement(self.function, tuple(self.arguments), cast("Any", self.row))
+
+
+@cache
+def _statement(function: str, names: tuple[str, ...], row: type[Any] | None) -> str:
+    # Columns by name: a statement that was prepared before an upgrade goes on, whatever columns that adds.
+    columns = "*" if row is None else ", ".join(f'"{field.name}"' for field in fields(row))
+    arguments = ", ".join(f'"{name}" => %({name})s' for name in names)
+    return f"select {columns} from pgrecall.{function}({arguments})"
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -612,6 +618,27 @@ def finish(
             messages=None if messages is None else as_json(list(messages)),
         ),
         Finished,
+    )
+
+
+def finish_unobstructed(
+    run_ids: Sequence[int],
+    outcomes: Sequence[str],
+    *,
+    started_at: Sequence[datetime | None],
+    replies: Sequence[str | None],
+    append_reply: bool,
+) -> Call[int]:
+    """`pgrecall.finish_unobstructed`."""
+    return Call(
+        "finish_unobstructed",
+        {
+            "run_ids": list(run_ids),
+            "outcomes": list(outcomes),
+            "started_at": list(started_at),
+            "replies": [_printable(reply) for reply in replies],
+            "append_reply": append_reply,
+        },
     )
 
 

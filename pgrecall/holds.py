@@ -1,6 +1,7 @@
 """Holding a session for a live chat: taking it, waiting for it, renewing the hold in the background, letting go.
 
-Knows the SQL functions of holds and nothing of recalls. Who may hold when is decided by the database alone.
+Knows the SQL functions of holds and nothing of recalls. Who may hold when is decided by the database alone. `Hold` and
+`SyncHold` are both written by hand: the loss of a hold cancels a task, and a thread cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ class Hold(_Terms):
 
     async def _obtain(self) -> None:
         asked_at = time.monotonic()
-        hold = (await self._database.run(self._ask()))[0]
+        hold = await self._database.one(self._ask())
         if hold.held:
             self._has(hold, asked_at)
             return
@@ -301,7 +302,7 @@ class Hold(_Terms):
                     assert hold.waiter_id is not None  # noqa: S101 (who is not refused has a place)
                     await place.turn(hold.waiter_id, self._pause(hold))
                     asked_at = time.monotonic()
-                    hold = (await self._database.run(self._ask()))[0]
+                    hold = await self._database.one(self._ask())
                     if hold.held:
                         break
         except TimeoutError:
@@ -322,7 +323,7 @@ class Hold(_Terms):
                 break
             try:
                 async with asyncio.timeout(self._good_until - asked_at):
-                    is_held = (await self._database.run(self._renewal()))[0]
+                    is_held = await self._database.one(self._renewal())
             except (psycopg.Error, RecallError, TimeoutError):
                 if self._is_over:
                     return
@@ -364,6 +365,33 @@ class Hold(_Terms):
             self._not_freed(error)
 
 
+class SyncLine:
+    """As `Line`, for threads: each has a connection of its own while it waits.
+
+    Args:
+        dsn: Where to LISTEN.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    @contextmanager
+    def place(self) -> Iterator[psycopg.Connection | None]:
+        """A connection that hears whose turn it is; None where there is none to be had."""
+        with ExitStack() as stack:
+            connection = None
+            try:
+                connection = stack.enter_context(connect_sync(self._dsn))
+                if connection.is_pooled:
+                    connection = None
+                else:
+                    connection.execute(f"listen {CHANNEL}".encode())
+            except (psycopg.Error, RecallError) as error:
+                _not_heard(error)
+                connection = None
+            yield connection
+
+
 class SyncHold(_Terms):
     """A session held for a live chat: a context manager, from `SyncRecallScheduler.hold_session`.
 
@@ -379,7 +407,7 @@ class SyncHold(_Terms):
     def __init__(
         self,
         database: SyncDatabase,
-        dsn: str,
+        line: SyncLine,
         session_id: str,
         *,
         holder: str | None,
@@ -389,7 +417,7 @@ class SyncHold(_Terms):
     ) -> None:
         super().__init__(session_id, holder, lease, if_held, wait)
         self._database = database
-        self._dsn = dsn
+        self._line = line
         self._left = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="pgrecall-hold", daemon=True)
 
@@ -415,12 +443,12 @@ class SyncHold(_Terms):
 
     def _obtain(self) -> None:
         asked_at = started = time.monotonic()
-        hold = self._database.run(self._ask())[0]
+        hold = self._database.one(self._ask())
         if not hold.held:
-            with self._listening() as listener:
+            with self._line.place() as listener:
                 connection = listener
                 asked_at = time.monotonic()
-                hold = self._database.run(self._ask())[0]  # it may have been granted before we listened
+                hold = self._database.one(self._ask())  # it may have been granted before we listened
                 while not hold.held:
                     pause = self._pause(hold) if connection else min(self._pause(hold), _ASK)
                     if self._wait is not None:
@@ -439,24 +467,8 @@ class SyncHold(_Terms):
                     else:
                         time.sleep(pause)  # nobody can tell us, so it is asked again after at most _ASK
                     asked_at = time.monotonic()
-                    hold = self._database.run(self._ask())[0]
+                    hold = self._database.one(self._ask())
         self._has(hold, asked_at)
-
-    @contextmanager
-    def _listening(self) -> Iterator[psycopg.Connection | None]:
-        """A connection that hears whose turn it is; None where there is none to be had."""
-        with ExitStack() as stack:
-            connection = None
-            try:
-                connection = stack.enter_context(connect_sync(self._dsn))
-                if connection.is_pooled:
-                    connection = None
-                else:
-                    connection.execute(f"listen {CHANNEL}".encode())
-            except (psycopg.Error, RecallError) as error:
-                _not_heard(error)
-                connection = None
-            yield connection
 
     def _renew(self) -> None:
         failing = Backoff(0.05, 1)
@@ -467,7 +479,7 @@ class SyncHold(_Terms):
                 self._lose(_LATE)
                 return
             try:
-                if not self._database.run(self._renewal())[0]:
+                if not self._database.one(self._renewal()):
                     self._lose(_WANTED)
                     return
             except (psycopg.Error, RecallError):

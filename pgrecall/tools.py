@@ -164,7 +164,7 @@ class BoundTools:
         """Makes the call for whom the tools act, and turns every expected error into a text for the model."""
         who = self._identity()
         try:
-            return (await who.scheduler.database.run(call(who)))[0]
+            return await who.scheduler.database.one(call(who))
         except SessionNotFoundError:
             return {"error": "this conversation has no session (any more), so nothing can be scheduled in it."}
         except RecallError as error:

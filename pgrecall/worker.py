@@ -29,6 +29,7 @@ from pgrecall._backoff import Backoff
 from pgrecall._deliver import Deliverer
 from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Listener, ServerClock
+from pgrecall._outcomes import Outcomes
 from pgrecall._purge import Purger
 from pgrecall._runner import Run, Runner, StopReason
 from pgrecall._version import __version__
@@ -51,6 +52,9 @@ _POLLING_MEANS = (
 
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
+
+#: So many outcomes may go together, however few slots there are.
+_FEW = 32
 
 #: What the database takes for a lease, seconds.
 _SHORTEST_LEASE = 0.001
@@ -148,14 +152,21 @@ class Worker:
         # Lifelines are kept by the connections that a worker that polls does without.
         self._reconnect_grace = None if poll_interval is not None else reconnect_grace
         self._clock = ServerClock()
+        self._outcomes = Outcomes(
+            self.worker_id,
+            self._database,
+            append_reply=self._host_store is None,
+            patience=self._patience,
+            most=max(concurrency // 2, _FEW),
+        )
         self._runner = Runner(
             self.worker_id,
             agent_opener(agent),
             self._scheduler,
             store or PostgresSessionStore(self._scheduler),
+            self._outcomes,
             clock=self._clock.now,
             timeout=timeout,
-            patience=self._patience,
         )
         self._deliverer = Deliverer(
             self.worker_id,
@@ -249,7 +260,7 @@ class Worker:
         )
         try:
             async with database.answered_within(_SIGN_UP, "register_worker()"):
-                self._clock.sample((await self._database.run(self._registration()))[0])
+                self._clock.sample(await self._database.one(self._registration()))
             async with anyio.create_task_group() as background:
                 if self._poll_interval is None:
                     await background.start(listener.run)
@@ -276,6 +287,7 @@ class Worker:
                     )
                 background.start_soon(self._guard_lease, lease)
                 background.start_soon(self._confirm_stops)
+                background.start_soon(self._outcomes.run)
                 background.start_soon(self._deliverer.run)
                 background.start_soon(Purger(self.worker_id, self._database).run)
                 async with anyio.create_task_group() as runs:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import anyio
 
 from pgrecall.agents import CurrentRecall, running
 
@@ -37,7 +36,7 @@ def a_recall(session_id: str = "s1", message: str = "Water the plants.", **chang
         "store": None,
         "scheduler": None,
         "_clock": lambda: datetime.now(UTC),
-        "_stop": anyio.Event(),
+        "_stop": asyncio.Event(),
     }
     return CurrentRecall(**given | changes)
 
@@ -45,5 +44,5 @@ def a_recall(session_id: str = "s1", message: str = "Water the plants.", **chang
 async def run(agent: Any, recall: CurrentRecall | None = None) -> Any:
     """What the agent answers to the recall."""
     recall = recall or a_recall()
-    async with running(recall):
+    with running(recall):
         return await agent.run(session_id=recall.session_id, user_message=recall.additional_context_message)

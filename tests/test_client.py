@@ -79,6 +79,12 @@ def test_the_two_schedulers_have_the_same_methods_parameters_and_words() -> None
     assert surface(RecallScheduler) == surface(SyncRecallScheduler)
 
 
+def test_the_words_about_a_method_for_threads_are_true_for_threads() -> None:
+    methods = inspect.getmembers(SyncRecallScheduler, inspect.isfunction)
+    words = {name: inspect.getdoc(method) or "" for name, method in methods}
+    assert {name: text for name, text in words.items() if "await" in text or "async" in text.lower()} == {}
+
+
 async def test_schedule_recall_returns_the_row_with_every_field(face: Face) -> None:
     recall = await face.schedule(
         call_type="recurring",

@@ -155,7 +155,7 @@ async def test_a_fired_recall_costs_two_statements_from_claim_to_outcome(databas
     in_the_trigger = "SELECT"  # deferred to the producer's commit, where its statements count as top-level ones
     others = (*ours, connecting, in_the_trigger)
     theirs = {statement: sent[statement] for statement in sent if not statement.startswith(others)}
-    assert theirs == {"claim": 1, "finish": 1}
+    assert theirs == {"claim": 1, "finish_unobstructed": 1}
 
 
 async def test_the_message_and_the_reply_are_in_the_session_and_the_ledger(database: str) -> None:

@@ -14,14 +14,15 @@ comment on function pgrecall.clock() is
 
 create or replace function pgrecall.new_id()
 returns text
-language sql
+language plpgsql
 volatile
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- A random uuid (version 4) whose first six bytes become the milliseconds since 1970, and whose version nibble
     -- goes from 0100 to 0111: that is a version 7 uuid (RFC 9562), made without an extension on any server.
-    select encode(
+    return encode(
         set_bit(set_bit(
             overlay(
                 uuid_send(gen_random_uuid())
@@ -31,6 +32,7 @@ as $$
             52, 1), 53, 1),
         'hex'
     )::uuid::text;
+end;
 $$;
 comment on function pgrecall.new_id() is
     'A new time-ordered uuid (version 7) as text: the default id of recalls and messages.';

@@ -89,20 +89,26 @@ comment on function pgrecall.time_text(timestamptz, text) is
 
 create or replace function pgrecall.span_text(span interval)
 returns text
-language sql
+language plpgsql
 immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when total.seconds is null then span::text
-        when total.seconds < 1 then '0 s'
-        when total.seconds < 60 then total.seconds || ' s'
-        when total.seconds < 3600 then total.seconds / 60 || ' min ' || total.seconds % 60 || ' s'
-        when total.seconds < 86400 then total.seconds / 3600 || ' h ' || total.seconds % 3600 / 60 || ' min'
-        else total.seconds / 86400 || ' days ' || total.seconds % 86400 / 3600 || ' h'
-    end
-    from (select case when isfinite(span) then floor(extract(epoch from span))::bigint end as seconds) as total;
+declare
+    v_seconds bigint;
+begin
+    if not isfinite(span) then
+        return span::text;
+    end if;
+    v_seconds := floor(extract(epoch from span));
+    return case
+        when v_seconds < 1 then '0 s'
+        when v_seconds < 60 then v_seconds || ' s'
+        when v_seconds < 3600 then v_seconds / 60 || ' min ' || v_seconds % 60 || ' s'
+        when v_seconds < 86400 then v_seconds / 3600 || ' h ' || v_seconds % 3600 / 60 || ' min'
+        else v_seconds / 86400 || ' days ' || v_seconds % 86400 / 3600 || ' h'
+    end;
+end;
 $$;
 comment on function pgrecall.span_text(interval) is
     'A length of time for a model or a person, in its two largest units: 12 s, 4 min 10 s, 2 h 5 min, 3 days 4 h. Less than a second, and below zero, is 0 s.';

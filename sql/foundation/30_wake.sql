@@ -35,7 +35,7 @@ begin
     end if;
     v_due := extract(epoch from new.due_at) * 1000000;
 
-    -- This transaction has announced a time that is no later: one message wakes for both.
+    -- This transaction has announced a time that is no later, or found that somebody else has: that wakes for both.
     v_told := nullif(current_setting('pgrecall.told', true), '')::bigint;
     if v_told <= v_due then
         return null;
@@ -59,6 +59,9 @@ begin
             order by earlier.due_at desc
             limit 1;
             if found then
+                -- The lock is kept to the commit, so this holds for the transaction's later times as well. Each row of a
+                -- large insert would look again otherwise, past all rows that others are just inserting.
+                perform set_config('pgrecall.told', v_due::text, true);
                 return null;
             end if;
         end if;

@@ -388,6 +388,19 @@ alter table pgrecall.session_messages set (autovacuum_vacuum_scale_factor = 0.02
 alter table pgrecall.deliveries set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 alter table pgrecall.audit set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 10000);
 
+-- Cheaper claims and outcomes
+
+-- Whoever names another run and the time of the change itself is claim() or finish_unobstructed(), and has done all that
+-- this trigger is for: of hundreds of rows at once it would be the larger part of their work.
+create or replace trigger recall_update
+before update on pgrecall.session_recalls
+for each row
+when (old.run_id is not distinct from new.run_id or old.updated_at is not distinct from new.updated_at)
+execute function pgrecall._before_recall_update();
+comment on trigger recall_update on pgrecall.session_recalls is
+    'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled, writes changes by hand into the audit.';
+alter table pgrecall.session_recalls enable always trigger recall_update;
+
 -- What operators look at
 
 -- Small, and nothing is written into them by a recall that is claimed in time and ends well.

@@ -370,6 +370,131 @@ $$;
 comment on function pgrecall._assign(text, timestamptz, boolean, pgrecall.settings, pgrecall.session_recalls[], pgrecall.sessions[], boolean[]) is
     'Gives due recalls and their sessions to a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by _take, which has locked them.';
 
+create or replace function pgrecall._take_unobstructed(
+    worker_id text,
+    up_to integer,
+    at_time timestamptz,
+    inject boolean,
+    settings pgrecall.settings,
+    out looked integer,
+    out taken pgrecall.session_recalls[],
+    out texts text[],
+    out owners text[],
+    out time_zones text[]
+)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+-- As for _assign; and an estimate of how many are due would tempt the planner to read whole tables.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    v_ids text[];
+    v_owners text[];
+    v_zones text[];
+    v_is_clear boolean;
+begin
+    select
+        count(*),
+        array_agg(due.id),
+        array_agg(due.user_id),
+        array_agg(due.time_zone),
+        bool_and(due.is_clear)
+            and count(distinct due.session_id) = count(*)
+            and not exists (select from pgrecall.pauses)
+    into looked, v_ids, v_owners, v_zones, v_is_clear
+    from (
+        select
+            recall.id,
+            recall.session_id,
+            session.user_id,
+            session.time_zone,
+            recall.idle_for_seconds is null
+                -- No suspect, see _is_suspect.
+                and (recall.attempt < recall.max_attempts - 1 or recall.max_attempts = 1)
+                and session.run_id is null
+                and session.holder is null
+                and session.line_until is null
+                and session.wanted_by is null
+                and coalesce(session.max_runs_per_day, (_take_unobstructed.settings).max_runs_per_day) is null
+                as is_clear
+        from pgrecall.session_recalls as recall
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where recall.due_at <= _take_unobstructed.at_time
+        order by recall.due_at
+        limit _take_unobstructed.up_to
+        for no key update of recall, session skip locked
+    ) as due;
+    if v_is_clear is not true then
+        return;
+    end if;
+
+    with claimed as (
+        update pgrecall.session_recalls as recall
+        set status = 'running',
+            run_id = nextval('pgrecall.run_ids'),
+            worker_id = _take_unobstructed.worker_id,
+            claimed_at = _take_unobstructed.at_time,
+            nominal_at = recall.trigger_at,
+            attempt = recall.attempt + 1,
+            not_before = null,
+            paused_at = null,
+            paused_until = null,
+            pause_reason = null,
+            pause_id = null,
+            updated_at = _take_unobstructed.at_time
+        from unnest(v_ids, v_owners, v_zones) as due (id, user_id, time_zone)
+        where recall.id = due.id
+        returning recall, due.user_id, due.time_zone
+    ),
+    taken as (
+        update pgrecall.sessions as session
+        set run_id = (claimed.recall).run_id,
+            holder = _take_unobstructed.worker_id,
+            held_since = _take_unobstructed.at_time,
+            held_until = null,
+            interrupted_by = null
+        from claimed
+        where session.id = (claimed.recall).session_id
+    )
+    select
+        array_agg(claimed.recall order by (claimed.recall).nominal_at, (claimed.recall).id),
+        array_agg(claimed.user_id order by (claimed.recall).nominal_at, (claimed.recall).id),
+        array_agg(claimed.time_zone order by (claimed.recall).nominal_at, (claimed.recall).id)
+    into taken, owners, time_zones
+    from claimed;
+
+    for v_place in 1..looked loop
+        texts[v_place] := pgrecall._model_text(
+            taken[v_place],
+            time_zones[v_place],
+            _take_unobstructed.at_time,
+            (_take_unobstructed.settings).message_template
+        );
+    end loop;
+    if _take_unobstructed.inject then
+        insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
+        select
+            told.session_id,
+            pgrecall.occurrence_message_id(told.id, told.nominal_at),
+            'system',
+            '[Scheduled recall] ' || told.additional_context_message,
+            texts[told.ordinality],
+            jsonb_build_object('recall_id', told.id, 'run_id', told.run_id)
+        from unnest(taken) with ordinality as told
+        -- A further attempt finds it there, and the model is told the attempt and the time of this one.
+        on conflict on constraint message_id_is_unique_in_its_session do update
+        set model_text = excluded.model_text;
+    end if;
+end;
+$$;
+comment on function pgrecall._take_unobstructed(text, integer, timestamptz, boolean, pgrecall.settings) is
+    'The short way of _take, for what is nearly always so: nothing stands in the way of any recall that is due. If something does, or somebody is paused, nothing is taken (taken is null); looked is how many are due in any case. owners and time_zones are of the sessions, in the order of taken. Does to a recall and its session exactly what _assign does. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
+
 create or replace function pgrecall._take(
     worker_id text,
     up_to integer,
@@ -498,6 +623,8 @@ declare
     v_paused boolean;
     v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_texts text[] := array[]::text[];
+    v_owners text[];
+    v_zones text[];
     v_deferred pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_one record;
     v_looked integer := 0;
@@ -551,14 +678,27 @@ begin
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
     if claim.up_to > 0 and not v_paused then
         begin
-            select took.looked, took.has_paused, took.taken, took.texts, took.put_off
-            into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
-            from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
+            select took.looked, took.taken, took.texts, took.owners, took.time_zones
+            into v_looked, v_claimed, v_texts, v_owners, v_zones
+            from pgrecall._take_unobstructed(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
+            if v_claimed is null then
+                v_claimed := array[]::pgrecall.session_recalls[];
+                v_texts := array[]::text[];
+                if v_looked > 0 then
+                    select took.looked, took.has_paused, took.taken, took.texts, took.put_off
+                    into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
+                    from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
+                end if;
+            end if;
         exception
             when others then
                 if not pgrecall._is_about_a_row(sqlstate) then
                     raise;
                 end if;
+                v_looked := 0;
+                v_claimed := array[]::pgrecall.session_recalls[];
+                v_texts := array[]::text[];
+                v_owners := null;
                 -- One of them cannot be taken: take them one by one, and put off the one that fails.
                 for v_place in 1..claim.up_to loop
                     begin
@@ -722,41 +862,46 @@ begin
     from pgrecall.deliveries as pending
     where pending.next_at is not null;
 
-    -- Row by row: a query over the whole array would be planned anew by every call, which costs more than it does.
+    -- Assigned one by one: a query over the whole array costs more than it does.
+    now_at := pgrecall.clock();
+    next_due_at := v_next;
+    settled := v_settled;
+    next_delivery_at := v_next_delivery;
+    default_timeout_seconds := v_settings.timeout_seconds;
+    silent_token := v_settings.silent_token;
     v_claimed := v_claimed || v_deferred;
     for v_place in 1..greatest(cardinality(v_claimed), 1) loop
         v_recall := v_claimed[v_place];
-        return query
-        select
-            pgrecall.clock(),
-            v_next,
-            v_settled,
-            v_next_delivery,
-            v_recall.run_id,
-            v_recall.id,
-            v_recall.session_id,
-            owner.user_id,
-            v_recall.call_type,
-            v_recall.nominal_at,
-            case
-                when v_recall.call_type = 'recurring'
-                    then pgrecall._next_occurrence(v_recall, greatest(v_recall.nominal_at, v_now))
-            end,
-            v_recall.attempt,
-            v_recall.max_attempts,
-            v_recall.deferrals,
-            v_recall.timeout_seconds,
-            v_settings.timeout_seconds,
-            v_settings.silent_token,
-            v_recall.additional_context_message,
-            v_recall.internal_comment,
-            v_recall.metadata,
-            v_texts[v_place],
-            coalesce(v_recall.time_zone, owner.time_zone, 'UTC'),
-            v_recall.chain_depth,
-            case when v_recall.run_id is null then v_recall.defer_reason end
-        from (select 1) as always
-        left join pgrecall.sessions as owner on owner.id = v_recall.session_id;
+        if v_owners is not null then
+            user_id := v_owners[v_place];
+            time_zone := v_zones[v_place];
+        else
+            select owner.user_id, owner.time_zone
+            into user_id, time_zone
+            from pgrecall.sessions as owner
+            where owner.id = v_recall.session_id;
+        end if;
+        run_id := v_recall.run_id;
+        recall_id := v_recall.id;
+        session_id := v_recall.session_id;
+        call_type := v_recall.call_type;
+        nominal_at := v_recall.nominal_at;
+        next_at := case
+            when v_recall.call_type = 'recurring'
+                then pgrecall._next_occurrence(v_recall, greatest(v_recall.nominal_at, v_now))
+        end;
+        attempt := v_recall.attempt;
+        max_attempts := v_recall.max_attempts;
+        deferrals := v_recall.deferrals;
+        timeout_seconds := v_recall.timeout_seconds;
+        additional_context_message := v_recall.additional_context_message;
+        internal_comment := v_recall.internal_comment;
+        metadata := v_recall.metadata;
+        model_text := v_texts[v_place];
+        time_zone := coalesce(v_recall.time_zone, time_zone, 'UTC');
+        chain_depth := v_recall.chain_depth;
+        defer_reason := case when v_recall.run_id is null then v_recall.defer_reason end;
+        return next;
     end loop;
 end;
 $$;

@@ -386,3 +386,145 @@ end;
 $$;
 comment on function pgrecall.finish(text, bigint, text, timestamptz, text, text, text, jsonb, boolean, interval, boolean, boolean, jsonb) is
     'Ends a run: records it in recall_runs (started_at: when the agent was reached, by the database''s clock; null: when it was claimed), adds messages to the session, or the reply if there are none (append_reply), frees the session, and decides what becomes of the recall. A success makes it fired, a recurring one pending at its next time. A failure is tried again after retry_after (at most a year; null: _retry_delay) if retry is true and attempts are left; otherwise a recurring recall is pending at its next time and any other is failed. counted = false does not count the attempt and needs no backoff: for a worker that stops. outcome skipped cancels the recall. A success whose reply is settings.silent_token is recorded as silent, and its messages are for the model only. interrupted, while a chat has asked for that, runs again when the chat has ended, or is left out, by the recall''s on_interrupt. A run that stop_run() has told to stop, and that has no success, is not counted and ends as was asked there. accepted is false, and nothing but recall_runs.refused_at changes, if run_id was lost to another worker; making the same call again is harmless. Called by workers. Raises: PR005 outcome is not how a run ends. Locks: recall, then session.';
+
+create or replace function pgrecall.finish_unobstructed(
+    run_ids bigint[],
+    outcomes text[],
+    started_at timestamptz[],
+    replies text[],
+    append_reply boolean default false
+)
+returns setof bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+-- Planning it costs more than doing it, and it is a few rows by their keys whatever the arguments are.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    v_blank constant text := E' \t\r\n';
+    v_now timestamptz := pgrecall.clock();
+    v_silent_token text;
+begin
+    if exists (
+        select
+        from unnest(finish_unobstructed.outcomes) as given (outcome)
+        where given.outcome is null
+            or given.outcome not in ('success', 'silent')
+    ) then
+        raise exception 'an outcome in % is neither success nor silent', left(finish_unobstructed.outcomes::text, 100)
+            using errcode = 'PR005', hint = 'finish() takes the others, one by one.';
+    end if;
+    v_silent_token := (select known.silent_token from pgrecall.settings as known);
+    return query
+    with ended as materialized (
+        select
+            recall.id,
+            recall.session_id,
+            recall.nominal_at,
+            recall.claimed_at,
+            recall.worker_id,
+            recall.attempt,
+            recall.deferrals,
+            recall.defer_reason,
+            recall.run_id,
+            given.started_at,
+            given.reply,
+            case when btrim(given.reply, v_blank) = v_silent_token then 'silent' else given.outcome end as outcome
+        from unnest(
+            finish_unobstructed.run_ids,
+            finish_unobstructed.outcomes,
+            finish_unobstructed.started_at,
+            finish_unobstructed.replies
+        ) as given (run_id, outcome, started_at, reply)
+        join pgrecall.session_recalls as recall on recall.run_id = given.run_id
+        join pgrecall.sessions as session on session.id = recall.session_id
+        where recall.status = 'running'
+            and recall.call_type <> 'recurring'
+            and recall.trigger_at = recall.nominal_at
+            and recall.stopped_by is null
+            and recall.paused_at is null
+            and recall.deliver_to is null
+            and session.deliver_to is null
+            and session.run_id = recall.run_id
+            and session.line_until is null
+            and not session.has_waiting
+            and not exists (
+                select
+                from pgrecall.run_reports as report
+                where report.recall_id = recall.id
+            )
+        for no key update of recall, session skip locked
+    ),
+    fired as (
+        update pgrecall.session_recalls as recall
+        set status = 'fired',
+            deferred_since = null,
+            not_before = null,
+            defer_reason = null,
+            failures = 0,
+            run_id = null,
+            worker_id = null,
+            claimed_at = null,
+            last_error = null,
+            updated_at = v_now
+        from ended
+        where recall.id = ended.id
+    ),
+    freed as (
+        update pgrecall.sessions as session
+        set run_id = null,
+            holder = null,
+            held_since = null,
+            held_until = null,
+            interrupted_by = null,
+            wanted_by = null
+        from ended
+        where session.id = ended.session_id
+    ),
+    recorded as (
+        insert into pgrecall.recall_runs (
+            id, recall_id, session_id, nominal_at, started_at, finished_at, worker_id, attempt, deferrals,
+            defer_reason, outcome, reply
+        )
+        select
+            ended.run_id,
+            ended.id,
+            ended.session_id,
+            ended.nominal_at,
+            greatest(least(coalesce(ended.started_at, ended.claimed_at), v_now), ended.claimed_at),
+            v_now,
+            ended.worker_id,
+            ended.attempt,
+            ended.deferrals,
+            ended.defer_reason,
+            ended.outcome,
+            ended.reply
+        from ended
+    ),
+    added as (
+        insert into pgrecall.session_messages (session_id, id, role, content, metadata)
+        select
+            ended.session_id,
+            pgrecall.occurrence_message_id(ended.id, ended.nominal_at) || ':reply',
+            'assistant',
+            ended.reply,
+            jsonb_build_object('recall_id', ended.id, 'run_id', ended.run_id)
+        from ended
+        where finish_unobstructed.append_reply
+            and ended.outcome = 'success'
+            and btrim(ended.reply, v_blank) <> ''
+        order by ended.run_id
+        on conflict do nothing
+    )
+    select ended.run_id
+    from ended;
+end;
+$$;
+comment on function pgrecall.finish_unobstructed(bigint[], text[], timestamptz[], text[], boolean) is
+    'The short way of finish() for many runs in one transaction, for what is nearly always so: a success (or silent) of a recall that runs once, with a reply at most, and nothing that has to be done about it: nobody waits for the session, nothing is delivered, the recall was not cancelled, moved or stopped meanwhile. Ends these runs exactly as finish() does and returns their numbers; the others, and those whose rows somebody has locked, are left as they are, for finish(). Called by workers. Raises: PR005 another outcome. Locks: recalls and sessions, skipping locked ones.';

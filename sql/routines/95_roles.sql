@@ -156,6 +156,7 @@ begin
             ('renew', 'worker'),
             ('release', 'worker'),
             ('finish', 'worker'),
+            ('finish_unobstructed', 'worker'),
             ('give_up_lifelines', 'worker'),
             ('watch', 'worker'),
             ('_watch_next', 'worker'),

@@ -47,6 +47,12 @@ FUNCTIONS: dict[str, Row] = {
     "cron_next": {"expression": "0 9 * * *", "time_zone": "Europe/Paris", "after": "2026-11-23 00:00:00+00"},
     "end_delivery": {"delivery_id": 1, "attempt": 1, "status": "delivered"},
     "finish": {"recall_id": "runs", "run_id": "the run", "outcome": "error", "retry": True},
+    "finish_unobstructed": {
+        "run_ids": "{the run}",
+        "outcomes": "{success}",
+        "started_at": "{2026-11-23 00:00:00+00}",
+        "replies": "{Done.}",
+    },
     "free_session": {"session_id": "held", "holder": "chat"},
     "get_audit": {"recall_id": "waits"},
     "get_deliveries": {},

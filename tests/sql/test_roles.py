@@ -109,6 +109,7 @@ _spread_pause                       invoker  -
 _stop                               invoker  -
 _stop_text                          invoker  -
 _take                               invoker  -
+_take_unobstructed                  invoker  -
 _time_expression                    invoker  -
 _wanted_from                        invoker  -
 _watch_next                         definer  worker
@@ -130,6 +131,7 @@ current_user_id                     invoker  everybody
 default_message_template            invoker  everybody
 end_delivery                        definer  worker
 finish                              definer  worker
+finish_unobstructed                 definer  worker
 free_session                        definer  chat operator
 get_audit                           definer  operator
 get_deliveries                      definer  operator

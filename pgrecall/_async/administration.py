@@ -1,6 +1,6 @@
-"""What operators do with recalls, runs and pauses, in threads: one method for each SQL function of the same name.
+"""What operators ask of a scheduler, and producers do not need: one method for each SQL function of the same name.
 
-The part of `SyncRecallScheduler` that producers do not need; a test holds it equal to `administration`.
+Recalls, runs and pauses; deliveries; what was done by hand; and how long all of it is kept.
 """
 
 from __future__ import annotations
@@ -12,20 +12,32 @@ from typing import Any
 import psycopg
 
 from pgrecall import calls
-from pgrecall.database import SyncDatabase
-from pgrecall.model import AfterStop, HistoryEntry, Pause, Recall, Settings, UpcomingTime
+from pgrecall.database import AsyncDatabase
+from pgrecall.model import (
+    AfterStop,
+    Change,
+    Delivery,
+    DeliveryStatus,
+    HistoryEntry,
+    Pause,
+    PurgedHistory,
+    PurgeStep,
+    Recall,
+    Settings,
+    UpcomingTime,
+)
 
 
-class SyncAdministration:
-    """The operators' methods of `SyncRecallScheduler`.
+class AsyncAdministration:
+    """The methods of a scheduler that operators need.
 
     Those for many recalls take recall_ids, session_id and user_id, of which at least one must be given; what is given
     is ANDed. They return the recalls that they have changed, and leave out those that cannot be changed.
     """
 
-    database: SyncDatabase
+    database: AsyncDatabase
 
-    def run_now(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+    async def run_now(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
         """Makes a pending recall due at once; one that is due or runs already is returned as it is.
 
         A recurring one goes on along its own schedule afterwards. A session that is held is still waited for.
@@ -34,9 +46,9 @@ class SyncAdministration:
             RecallNotFoundError: There is no such recall.
             RecallStateError: It has ended, or it, its session or its user is paused.
         """
-        return (self.database.run(calls.run_now(recall_id), connection))[0]
+        return await self.database.one(calls.run_now(recall_id), connection)
 
-    def retry_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+    async def retry_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
         """Makes a failed or cancelled recall pending again: the same occurrence, with all its attempts before it.
 
         It is due at once, unless it was cancelled before its time. One that is pending or running is returned as it is.
@@ -46,15 +58,15 @@ class SyncAdministration:
             RecallNotFoundError: There is no such recall.
             RecallStateError: It has fired.
         """
-        return (self.database.run(calls.retry_recall(recall_id), connection))[0]
+        return await self.database.one(calls.retry_recall(recall_id), connection)
 
-    def stop_run(
+    async def stop_run(
         self,
         recall_id: str,
         *,
         reason: str | None = None,
         after_stop: AfterStop = "skip",
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Recall:
         """Tells the run of a recall to stop; the recall comes back at once, maybe before the run has stopped.
 
@@ -69,15 +81,15 @@ class SyncAdministration:
             RecallNotFoundError: There is no such recall.
             InvalidRecallError: after_stop is neither.
         """
-        return (self.database.run(calls.stop_run(recall_id, reason, after_stop), connection))[0]
+        return await self.database.one(calls.stop_run(recall_id, reason, after_stop), connection)
 
-    def pause_recall(
+    async def pause_recall(
         self,
         recall_id: str,
         *,
         reason: str | None = None,
         paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Recall:
         """Pauses a recall: it is not run until an aware datetime (None: until `resume_recall`).
 
@@ -86,41 +98,41 @@ class SyncAdministration:
             RecallStateError: It has ended.
             InvalidRecallError: The end is not a time to come.
         """
-        return (self.database.run(calls.pause_recall(recall_id, reason, paused_until), connection))[0]
+        return await self.database.one(calls.pause_recall(recall_id, reason, paused_until), connection)
 
-    def resume_recall(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> Recall:
+    async def resume_recall(self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Recall:
         """Ends the pause of a recall and forgets its failures; if its time has passed it is due at once, once.
 
         Raises:
             RecallNotFoundError: There is no such recall.
         """
-        return (self.database.run(calls.resume_recall(recall_id), connection))[0]
+        return await self.database.one(calls.resume_recall(recall_id), connection)
 
-    def pause_all(
+    async def pause_all(
         self,
         *,
         reason: str | None = None,
         paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Settings:
         """Makes all workers start no run until an aware datetime (None: until `resume_all`); runs under way go on.
 
         Raises:
             InvalidRecallError: The end is not a time to come.
         """
-        return (self.database.run(calls.pause_all(reason, paused_until), connection))[0]
+        return await self.database.one(calls.pause_all(reason, paused_until), connection)
 
-    def resume_all(self, *, connection: psycopg.Connection[Any] | None = None) -> Settings:
+    async def resume_all(self, *, connection: psycopg.AsyncConnection[Any] | None = None) -> Settings:
         """Ends the pause of everything."""
-        return (self.database.run(calls.resume_all(), connection))[0]
+        return await self.database.one(calls.resume_all(), connection)
 
-    def pause_session(
+    async def pause_session(
         self,
         session_id: str,
         *,
         reason: str | None = None,
         paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Pause:
         """Makes no run start in a session until an aware datetime (None: until `resume_session`).
 
@@ -130,9 +142,11 @@ class SyncAdministration:
             SessionNotFoundError: There is no such session.
             InvalidRecallError: The end is not a time to come, or the isolation level is not READ COMMITTED.
         """
-        return (self.database.run(calls.pause_session(session_id, reason, paused_until), connection))[0]
+        return await self.database.one(calls.pause_session(session_id, reason, paused_until), connection)
 
-    def resume_session(self, session_id: str, *, connection: psycopg.Connection[Any] | None = None) -> list[Pause]:
+    async def resume_session(
+        self, session_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[Pause]:
         """Ends the pause of a session: what is overdue starts at once, once.
 
         Recalls that are paused by themselves, or by the pause of their user, stay so.
@@ -144,15 +158,15 @@ class SyncAdministration:
             SessionNotFoundError: There is no such session.
             InvalidRecallError: The isolation level is not READ COMMITTED.
         """
-        return self.database.run(calls.resume_session(session_id), connection)
+        return await self.database.run(calls.resume_session(session_id), connection)
 
-    def pause_user(
+    async def pause_user(
         self,
         user_id: str,
         *,
         reason: str | None = None,
         paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> Pause:
         """Makes no run start in the sessions of a user until an aware datetime (None: until `resume_user`).
 
@@ -163,9 +177,9 @@ class SyncAdministration:
             InvalidRecallError: The end is not a time to come, user_id is nobody, or the isolation level is not READ
                 COMMITTED.
         """
-        return (self.database.run(calls.pause_user(user_id, reason, paused_until), connection))[0]
+        return await self.database.one(calls.pause_user(user_id, reason, paused_until), connection)
 
-    def resume_user(self, user_id: str, *, connection: psycopg.Connection[Any] | None = None) -> list[Pause]:
+    async def resume_user(self, user_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None) -> list[Pause]:
         """Ends the pause of a user: what is overdue starts at once, once.
 
         Recalls that are paused by themselves, or by the pause of their session, stay so.
@@ -176,15 +190,15 @@ class SyncAdministration:
         Raises:
             InvalidRecallError: The isolation level is not READ COMMITTED.
         """
-        return self.database.run(calls.resume_user(user_id), connection)
+        return await self.database.run(calls.resume_user(user_id), connection)
 
-    def cancel_recalls(
+    async def cancel_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
         session_id: str | None = None,
         user_id: str | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Cancels pending and running recalls; runs under way are told to stop.
 
@@ -192,9 +206,9 @@ class SyncAdministration:
             InvalidRecallError: None of recall_ids, session_id and user_id was given.
         """
         call = calls.cancel_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def pause_recalls(
+    async def pause_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
@@ -202,7 +216,7 @@ class SyncAdministration:
         user_id: str | None = None,
         reason: str | None = None,
         paused_until: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Pauses pending and running recalls, not those that are made later: see `pause_session`, `pause_user`.
 
@@ -220,15 +234,15 @@ class SyncAdministration:
         call = calls.pause_recalls(
             recall_ids=recall_ids, session_id=session_id, user_id=user_id, reason=reason, paused_until=paused_until
         )
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def resume_recalls(
+    async def resume_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
         session_id: str | None = None,
         user_id: str | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Ends the pauses of recalls.
 
@@ -238,15 +252,15 @@ class SyncAdministration:
             InvalidRecallError: None of recall_ids, session_id and user_id was given.
         """
         call = calls.resume_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def skip_recalls(
+    async def skip_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
         session_id: str | None = None,
         user_id: str | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Moves pending recurring recalls one occurrence on, as `skip_next_recall` does.
 
@@ -254,9 +268,9 @@ class SyncAdministration:
             InvalidRecallError: None of recall_ids, session_id and user_id was given.
         """
         call = calls.skip_recalls(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def reschedule_recalls(
+    async def reschedule_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
@@ -264,7 +278,7 @@ class SyncAdministration:
         user_id: str | None = None,
         new_trigger_at: datetime | None = None,
         by: timedelta | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Moves pending and running recalls; one that would come after its end_at is left where it is.
 
@@ -282,15 +296,15 @@ class SyncAdministration:
         call = calls.reschedule_recalls(
             recall_ids=recall_ids, session_id=session_id, user_id=user_id, new_trigger_at=new_trigger_at, by=by
         )
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def run_recalls_now(
+    async def run_recalls_now(
         self,
         *,
         recall_ids: Collection[str] | None = None,
         session_id: str | None = None,
         user_id: str | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Makes pending recalls due at once, as `run_now` does; paused ones are left out.
 
@@ -298,16 +312,16 @@ class SyncAdministration:
             InvalidRecallError: None of recall_ids, session_id and user_id was given.
         """
         call = calls.run_recalls_now(recall_ids=recall_ids, session_id=session_id, user_id=user_id)
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def retry_recalls(
+    async def retry_recalls(
         self,
         *,
         recall_ids: Collection[str] | None = None,
         session_id: str | None = None,
         user_id: str | None = None,
         failed_since: datetime | None = None,
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Makes failed recalls pending again, as `retry_recall` does, the last that ended first.
 
@@ -327,9 +341,9 @@ class SyncAdministration:
         call = calls.retry_recalls(
             recall_ids=recall_ids, session_id=session_id, user_id=user_id, failed_since=failed_since
         )
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def stop_runs(
+    async def stop_runs(
         self,
         *,
         recall_ids: Collection[str] | None = None,
@@ -337,7 +351,7 @@ class SyncAdministration:
         user_id: str | None = None,
         reason: str | None = None,
         after_stop: AfterStop = "skip",
-        connection: psycopg.Connection[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Recall]:
         """Tells runs to stop, as `stop_run` does.
 
@@ -355,18 +369,20 @@ class SyncAdministration:
         call = calls.stop_runs(
             recall_ids=recall_ids, session_id=session_id, user_id=user_id, reason=reason, after_stop=after_stop
         )
-        return self.database.run(call, connection)
+        return await self.database.run(call, connection)
 
-    def history(self, recall_id: str, *, connection: psycopg.Connection[Any] | None = None) -> list[HistoryEntry]:
+    async def history(
+        self, recall_id: str, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[HistoryEntry]:
         """All that is known of a recall in the order of time, without what was said; also of one that was deleted.
 
         Raises:
             RecallNotFoundError: Nothing is known of such a recall.
         """
-        return self.database.run(calls.history(recall_id), connection)
+        return await self.database.run(calls.history(recall_id), connection)
 
-    def upcoming(
-        self, recall_id: str, *, limit: int = 5, connection: psycopg.Connection[Any] | None = None
+    async def upcoming(
+        self, recall_id: str, *, limit: int = 5, connection: psycopg.AsyncConnection[Any] | None = None
     ) -> list[UpcomingTime]:
         """The next occurrences of a recall; none if it has ended.
 
@@ -379,4 +395,115 @@ class SyncAdministration:
             RecallNotFoundError: There is no such recall.
             InvalidRecallError: The limit is not 0 to 1000.
         """
-        return self.database.run(calls.upcoming(recall_id, limit=limit), connection)
+        return await self.database.run(calls.upcoming(recall_id, limit=limit), connection)
+
+    async def get_deliveries(
+        self,
+        *,
+        session_id: str | None = None,
+        recall_id: str | None = None,
+        status: DeliveryStatus | None = None,
+        limit: int = 50,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Delivery]:
+        """Replies that were delivered, are on their way, or could not be delivered, newest first.
+
+        Args:
+            session_id: Only this session's.
+            recall_id: Only this recall's.
+            status: Only `pending`, `delivered` or `failed` ones.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: There is no such status, or the limit is below 0.
+        """
+        call = calls.get_deliveries(session_id=session_id, recall_id=recall_id, status=status, limit=limit)
+        return await self.database.run(call, connection)
+
+    async def retry_delivery(
+        self, delivery_id: int, *, connection: psycopg.AsyncConnection[Any] | None = None
+    ) -> Delivery:
+        """Has a delivery tried now, also one that has failed or was delivered before.
+
+        Raises:
+            RecallNotFoundError: There is no such delivery.
+        """
+        return await self.database.one(calls.retry_delivery(delivery_id), connection)
+
+    async def purge(self, *, batch: int = 1000, connection: psycopg.AsyncConnection[Any] | None = None) -> PurgeStep:
+        """Deletes what is older than the settings keep_… allow, at most `batch` rows of each kind.
+
+        Workers do this by themselves, see docs/retention.md.
+
+        Args:
+            batch: 1 to 100000.
+            connection: The caller's own psycopg connection.
+
+        Returns:
+            How many rows of each kind are gone, and when to call it again.
+
+        Raises:
+            InvalidRecallError: The batch is out of range.
+        """
+        return await self.database.one(calls.purge(batch=batch), connection)
+
+    async def purge_history(
+        self,
+        *,
+        before: datetime | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        with_messages: bool = False,
+        with_audit: bool = False,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> PurgedHistory:
+        """Deletes at once what has ended, of a session, of all sessions of a user, or from before a time.
+
+        Recalls that have ended, their runs, and deliveries that have ended. What is pending, running, to be tried again
+        or to be delivered stays: cancel it first. The sessions stay.
+
+        Args:
+            before: Only what has ended before this time.
+            session_id: Only this session's.
+            user_id: Only of sessions of this user.
+            with_messages: Also what was said in these sessions.
+            with_audit: Also what the audit has about them, and about what this user did.
+            connection: The caller's own psycopg connection: the deletion joins its transaction.
+
+        Returns:
+            How many rows of each kind are gone.
+
+        Raises:
+            InvalidRecallError: None of before, session_id and user_id is given.
+        """
+        call = calls.purge_history(
+            before=before, session_id=session_id, user_id=user_id, with_messages=with_messages, with_audit=with_audit
+        )
+        return await self.database.one(call, connection)
+
+    async def get_audit(
+        self,
+        recall_id: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Change]:
+        """Who changed what by hand, newest first.
+
+        Args:
+            recall_id: Only what was done to this recall.
+            session_id: Only in this session.
+            user_id: Only to what belongs to this user, and by this user.
+            since: Only from this time on.
+            limit: At most so many.
+            connection: The caller's own psycopg connection.
+
+        Raises:
+            InvalidRecallError: The limit is below 0.
+        """
+        call = calls.get_audit(recall_id=recall_id, session_id=session_id, user_id=user_id, since=since, limit=limit)
+        return await self.database.run(call, connection)

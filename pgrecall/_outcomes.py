@@ -1,0 +1,208 @@
+"""Telling the database how runs ended: together in one transaction where nothing else has to be done, else one by one.
+
+An outcome counts as told when its transaction is committed, not before. Decides nothing; the database does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import anyio
+import psycopg
+
+from pgrecall import calls
+from pgrecall._backoff import Backoff
+from pgrecall.agents import describe
+from pgrecall.database import AsyncDatabase
+from pgrecall.errors import RecallError
+from pgrecall.model import Finished
+from pgrecall.telemetry import logger
+
+#: SQLSTATE classes that are about what is being stored and not about the state of the server or the way to it.
+_ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", "P0", "XX"})
+
+#: How often such an error is waited out; it may come from a trigger of the host that is mended meanwhile.
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended: the arguments of `finish` but the ids."""
+
+    outcome: str
+    reply: str | None = None
+    error: str | None = None
+    reason: str | None = None
+    retry: bool = False
+    retry_after: timedelta | None = None
+    counted: bool = True
+    usage: Mapping[str, Any] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a success with a reply at most."""
+        return self.outcome in ("success", "silent") and self.usage is None and self.messages is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        recall_id: Its recall.
+        run_id: The run.
+        nominal_at: The time that its occurrence was wanted for.
+        attempt: Which attempt at that it was.
+        started_at: When the agent was reached, by the database's clock; None: it was not.
+        ending: How it ended.
+    """
+
+    recall_id: str
+    run_id: int
+    nominal_at: datetime
+    attempt: int
+    started_at: datetime | None
+    ending: Ending
+
+
+class Outcomes:
+    """Tells outcomes.
+
+    Plain ones that come while others are on their way go together in the next transaction. So a worker with little to
+    do tells each at once, and one with much to do pays for one commit in place of hundreds.
+
+    Args:
+        worker_id: For the log.
+        database: Where to.
+        append_reply: Add the reply, or the messages of a run, to the session in the default store.
+        patience: Seconds after which a statement is taken for lost.
+        most: The most outcomes that go together. Their slots become free together, too, so with less than all of a
+            worker's slots the agents of some run while the others' outcomes are written.
+    """
+
+    def __init__(
+        self, worker_id: str, database: AsyncDatabase, *, append_reply: bool, patience: float, most: int
+    ) -> None:
+        self._worker_id = worker_id
+        self._database = database
+        self._append_reply = append_reply
+        self._patience = patience
+        self._most = most
+        self._waiting: list[tuple[Ended, asyncio.Future[bool]]] = []
+        self._something = asyncio.Event()
+        self._is_running = False
+
+    async def run(self) -> None:
+        """Tells what `tell` was given, for as long as the worker lives; without it they are told one by one."""
+        batch: list[tuple[Ended, asyncio.Future[bool]]] = []
+        self._is_running = True
+        try:
+            while True:
+                await self._something.wait()
+                # What ends in the same turn of the event loop comes along.
+                await asyncio.sleep(0)
+                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                if not self._waiting:
+                    self._something.clear()
+                told = await self._tell_together([ended for ended, _ in batch])
+                for ended, is_told in batch:
+                    if not is_told.done():  # its task may have been cancelled
+                        is_told.set_result(ended.run_id in told)
+                batch = []
+        finally:
+            self._is_running = False
+            for _, is_told in batch + self._waiting:
+                if not is_told.done():
+                    is_told.set_result(False)
+
+    async def tell(self, ended: Ended, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
+        """Tells the outcome, again and again until the database has heard it.
+
+        An outcome that the database will not have is replaced by an error that says so. If it will not have that
+        either, the run ends untold: it must not keep its slot for ever. Its claim ends with the worker's lease.
+
+        Args:
+            ended: The run.
+            must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
+            log: Complains of a database that does not answer.
+        """
+        if ended.ending.is_plain and self._is_running:
+            is_told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._waiting.append((ended, is_told))
+            self._something.set()
+            if await is_told:
+                return Finished(
+                    accepted=True, status="fired", trigger_at=ended.nominal_at, due_at=None, attempt=ended.attempt
+                )
+        return await self._tell_alone(ended, must_let_go, log)
+
+    async def _tell_together(self, runs: Sequence[Ended]) -> set[int]:
+        """Tells them in one transaction and says which of them that was enough for."""
+        call = calls.finish_unobstructed(
+            [run.run_id for run in runs],
+            [run.ending.outcome for run in runs],
+            started_at=[run.started_at for run in runs],
+            replies=[run.ending.reply for run in runs],
+            append_reply=self._append_reply,
+        )
+        try:
+            async with asyncio.timeout(self._patience):
+                return set(await self._database.run(call))
+        except (RecallError, psycopg.Error, TimeoutError) as error:
+            # Told one by one they show which of them it is about, or that the database is away.
+            logger().debug("outcomes_apart", worker_id=self._worker_id, error=describe(error))
+            return set()
+
+    async def _tell_alone(self, ended: Ended, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
+        ending = ended.ending
+        failing = Backoff(0.1, 5)
+        complained = False
+        refusals = 0
+        replaced = False
+        while True:
+            call = calls.finish(
+                ended.recall_id,
+                ended.run_id,
+                ending.outcome,
+                started_at=ended.started_at,
+                reply=ending.reply,
+                error=ending.error,
+                reason=ending.reason,
+                retry=ending.retry,
+                retry_after=ending.retry_after,
+                counted=ending.counted,
+                usage=ending.usage,
+                append_reply=self._append_reply,
+                messages=ending.messages if self._append_reply else None,
+            )
+            try:
+                async with asyncio.timeout(self._patience):
+                    return await self._database.one(call)
+            except (RecallError, psycopg.Error, TimeoutError) as error:
+                if not complained:
+                    complained = True
+                    log.error("loop_error", worker_id=self._worker_id, error=describe(error))
+                refusals += _is_about_the_outcome(error)
+                if isinstance(error, RecallError) or refusals == _TRIES:
+                    if replaced:
+                        return None
+                    # The database will never have this outcome (what the agent said, most likely).
+                    ending = Ending(outcome="error", error=describe(error))
+                    refusals, replaced = 0, True
+                    failing.reset()
+                    continue
+                if must_let_go():
+                    return None
+            await anyio.sleep(failing.pause())
+            with suppress(psycopg.Error):  # the next try says what is wrong
+                await self._database.mend()
+
+
+def _is_about_the_outcome(error: Exception) -> bool:
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _ABOUT_THE_OUTCOME
