@@ -954,7 +954,7 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
     (
         "what was said is remembered beyond the transaction",
         ANNOUNCE,
-        [("v_due::text, true)", "v_due::text, false)")],
+        [("v_due::text, true);\n    -- With", "v_due::text, false);\n    -- With")],
         inserts_early_after_the_register_was_raised,
     ),
     (
