@@ -67,30 +67,49 @@ class ServerClock:
 
 
 class Alarm:
-    """The earliest moment at which there is a reason to look; anything may make it earlier while somebody waits."""
+    """The earliest moment at which there is a reason to look; anything may make it earlier while somebody waits.
+
+    What it was set to by `due` may be taken back, whatever else there is stays until it is cleared.
+    """
 
     def __init__(self) -> None:
         self._at = math.inf
+        self._due = math.inf
         self._moved = anyio.Event()
 
     @property
     def at(self) -> float:
         """The monotonic time it is set to."""
-        return self._at
+        return min(self._at, self._due)
+
+    @property
+    def due_at(self) -> float:
+        """What `due` and `move` have set it to."""
+        return self._due
 
     def clear(self) -> None:
         """Forgets what it was set to. Done *before* looking, so that what comes meanwhile is kept."""
-        self._at = math.inf
+        self._at = self._due = math.inf
 
     def no_later_than(self, at: float) -> None:
         """Rings at this monotonic time at the latest."""
-        if at < self._at:
-            self._at = at
+        if at < self.at:
             self._moved.set()
+        self._at = min(self._at, at)
+
+    def due(self, at: float) -> None:
+        """Rings at this monotonic time at the latest, unless it is moved."""
+        self.move(min(self._due, at))
+
+    def move(self, due_at: float) -> None:
+        """Takes back what `due` has set, and sets this."""
+        if due_at < self.at:
+            self._moved.set()
+        self._due = due_at
 
     async def wait(self) -> None:
         """Returns when the time has come."""
-        while (left := self._at - time.monotonic()) > 0:
+        while (left := self.at - time.monotonic()) > 0:
             self._moved = anyio.Event()
             with anyio.move_on_after(None if math.isinf(left) else left):
                 await self._moved.wait()

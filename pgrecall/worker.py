@@ -14,6 +14,7 @@ import random
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -58,6 +59,9 @@ _FEW = 32
 #: What the database takes for a lease, seconds.
 _SHORTEST_LEASE = 0.001
 _LONGEST_LEASE = 86400.0
+
+#: Seconds that the first worker has to take what is due and to say so: at least, and at most when it has taken longer.
+_HEAD_START = (0.01, 0.1)
 
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
@@ -173,6 +177,12 @@ class Worker:
 
         self._runs: dict[int, Run] = {}
         self._alarm = Alarm()
+        # Is it the one to look when something is due, or does it leave a moment to another worker?
+        self._is_first = True
+        # The server's time, seconds since 1970, at the end of its latest look.
+        self._looked_at = -math.inf
+        # How many seconds it took, the last times, until this worker heard of another one's look.
+        self._heard_after = deque[float](maxlen=8)
         self._slot_freed = anyio.Event()
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
@@ -328,6 +338,8 @@ class Worker:
 
     def _on_connected(self) -> None:
         self._connected.set()
+        # Who is first may have been said meanwhile, and the other one be gone.
+        self._is_first = True
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
         self._look_now()
@@ -337,22 +349,18 @@ class Worker:
     def _heard(self, payload: str) -> None:
         """A notification.
 
-        One of `due <microseconds>`, `stop <run_id>`, `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and
-        `deliver <microseconds> <worker_id>`.
+        One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`,
+        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
 
         Raises:
             ValueError: It is none of ours.
         """
         kind, _, value = payload.partition(" ")
         if kind == "due":
-            at = self._clock.monotonic(int(value) / 1e6)
-            if at < self._alarm.at:
-                self._alarm.no_later_than(at)
-            elif time.monotonic() - self._settled_at > 1:
-                # Nobody needed this message, so the register is out of date: one look sets it right, and the
-                # producers of a whole storm of later recalls need not notify any more.
-                self._settled_at = time.monotonic()
-                self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+            self._heard_of_due(int(value), is_certain=value[0] not in "+0")
+        elif kind == "next":
+            when, now, worker_id = value.split(" ", 2)
+            self._heard_of_next(int(when), int(now), worker_id)
         elif kind == "watch" and not value:
             self._watch.begin()
         elif kind == "watch" and value == self.worker_id:
@@ -365,6 +373,40 @@ class Worker:
             self._deliverer.heard(value)
         elif kind != "watch":
             raise ValueError(payload)
+
+    def _heard_of_due(self, microseconds: int, *, is_certain: bool) -> None:
+        """Something is due then; is_certain: no look that says later what is next has overlooked it."""
+        at = self._after_the_first(self._clock.monotonic(microseconds / 1e6))
+        is_news = at < self._alarm.at
+        if is_certain:
+            self._alarm.due(at)
+        else:
+            self._alarm.no_later_than(at)
+        if not is_news and self._is_first and time.monotonic() - self._settled_at > 1:
+            # Nobody needed this message, so the register is out of date: one look sets it right, and the producers of
+            # a whole storm of later recalls need not notify any more.
+            self._settled_at = time.monotonic()
+            self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
+
+    def _heard_of_next(self, when: int, now: int, worker_id: str) -> None:
+        """A look that began just now has seen all that is due before then; its worker is the first to look again."""
+        at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
+        self._is_first = worker_id == self.worker_id
+        if self._is_first:  # its own look's answer says it, too
+            return
+        self._heard_after.append(time.monotonic() - looked_at)
+        # An older look than this worker's latest may have missed what that one has seen.
+        if now / 1e6 > self._looked_at:
+            self._alarm.move(self._after_the_first(at))
+
+    def _after_the_first(self, at: float) -> float:
+        """When this worker should look for what is due at that time."""
+        if self._is_first:
+            return at
+        least, most = _HEAD_START
+        head_start = min(max(1.5 * max(self._heard_after), least), most)
+        # Not all at once, if the first does not come.
+        return max(at, time.monotonic()) + head_start * random.uniform(1, 4)  # noqa: S311
 
     def _heard_of_report(self, run_id: int) -> None:
         run = self._runs.get(run_id)
@@ -475,12 +517,16 @@ class Worker:
             async with database.answered_within(self._patience, "claim()"):
                 rows = await self._looks.run(call)
         self._clock.sample(rows[0].now_at)
+        self._looked_at = rows[0].now_at.timestamp()
         self._deliverer.told(rows[0].next_delivery_at)
         return rows
 
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
         """Sets the alarm after a look that left slots free."""
         now = time.monotonic()
+        if look.settled and look.recall_id is not None:
+            # Whoever has taken something is the first from now on, and has told the others if there are any.
+            self._is_first = True
         self._safety_at = now + self._safety_interval
         self._alarm.no_later_than(self._safety_at)
         if self._unheard_until > now:
@@ -488,7 +534,7 @@ class Worker:
         if look.next_due_at is not None:
             left = (look.next_due_at - look.now_at).total_seconds()
             if look.settled and left > 0:
-                self._alarm.no_later_than(self._clock.monotonic(look.next_due_at.timestamp()))
+                self._alarm.due(self._after_the_first(self._clock.monotonic(look.next_due_at.timestamp())))
             elif left > 0:
                 self._alarm.no_later_than(now + left)
         if look.settled:

@@ -22,6 +22,7 @@ as $$
 declare
     v_due bigint;
     v_told bigint;
+    v_sign text := '+';
 begin
     -- Tested here and not in the trigger's WHEN: that is parsed again by every statement and costs more.
     if new.due_at is null then
@@ -42,6 +43,7 @@ begin
 
     -- Never wait for the lock: a producer must not hang behind a worker. Refused means "decide nothing, announce".
     if pg_try_advisory_xact_lock_shared(8099568234633718892) then
+        v_sign := '';
         -- The common road: every sleeper wakes up before this recall is due. (Null after a crash: announce.)
         if v_due >= pg_sequence_last_value('pgrecall.armed_until') then
             return null;
@@ -70,12 +72,14 @@ begin
         v_due := 0;
     end if;
     perform set_config('pgrecall.told', v_due::text, true);
-    perform pg_notify('pgrecall', 'due ' || v_due);
+    -- With a sign when the lock was refused: a worker that looks right now may not see this row, so what it tells the
+    -- others ("next …", see claim) must not make them forget this message.
+    perform pg_notify('pgrecall', 'due ' || v_sign || v_due);
     return null;
 end;
 $$;
 comment on function pgrecall._announce_due() is
-    'Wakes the workers if this row is due before they would wake by themselves. Called by the triggers announce_insert and announce_update at commit. Locks: the wake-up lock, shared, never waiting. Notifies: channel pgrecall, payload ''due <microseconds since 1970>'', where 0 means look now.';
+    'Wakes the workers if this row is due before they would wake by themselves. Called by the triggers announce_insert and announce_update at commit. Locks: the wake-up lock, shared, never waiting. Notifies: channel pgrecall, payload ''due <microseconds since 1970>'', or ''due +<microseconds since 1970>'' if the lock was refused; 0 means look now.';
 
 create or replace function pgrecall._before_recall_update()
 returns trigger

@@ -625,3 +625,14 @@ comment on constraint reconnect_grace_must_be_0_to_60_seconds on pgrecall.worker
     'reconnect_grace: 0 to 60 seconds.';
 comment on constraint worker_id_must_have_1_to_255_characters on pgrecall.workers is
     'id: 1 to 255 characters.';
+
+-- Whether the herd has to be told something (claim() in routines/50_claim.sql). Like armed_until not worth the log.
+create sequence pgrecall.untold as bigint minvalue 0 maxvalue 1 start 0;
+comment on sequence pgrecall.untold is
+    '1: a worker has taken something that the others still wake up for; the next one that can tells them so. Written by workers only.';
+do $$
+begin
+    if current_setting('server_version_num')::integer >= 150000 then
+        execute 'alter sequence pgrecall.untold set unlogged';
+    end if;
+end $$;

@@ -624,8 +624,13 @@ declare
     v_settled boolean := false;
     v_next timestamptz;
     v_next_lease timestamptz;
+    v_next_of_others timestamptz;
+    v_has_others boolean;
+    v_has_news boolean := false;
+    v_has_told boolean := false;
     v_next_delivery timestamptz;
     v_armed bigint;
+    v_register bigint;
     v_recall pgrecall.session_recalls;
 begin
     if claim.up_to is null or claim.up_to < 0 then
@@ -802,20 +807,50 @@ begin
             end;
             -- The register may be lowered only to a time that is committed. Recalls that this transaction made due
             -- later (deferred, given back) are not; those it claimed are out of the eligible set and do no harm.
-            if v_armed > pg_sequence_last_value('pgrecall.armed_until')
-                or (not v_made_due and v_armed is distinct from pg_sequence_last_value('pgrecall.armed_until'))
-            then
+            v_register := pg_sequence_last_value('pgrecall.armed_until');
+            if v_armed > v_register or (not v_made_due and v_armed is distinct from v_register) then
                 perform setval('pgrecall.armed_until', v_armed);
             end if;
+            -- The others wake up for what was due, unless they hear that there is no need to. With up_to 0 the caller
+            -- does not wait for what is next.
+            v_has_news := claim.up_to > 0
+                and (
+                    v_looked > 0
+                    or v_made_due
+                    or v_register <= pgrecall.microseconds(v_now)
+                    or pg_sequence_last_value('pgrecall.untold') = 1
+                )
+                and coalesce(current_setting('pgrecall.told', true), '') = '';
         end if;
     end if;
     if v_settled or v_looked < claim.up_to or claim.up_to = 0 then
-        select min(w.lease_until)
-        into v_next_lease
-        from pgrecall.workers as w
-        where w.lease_until < v_now + interval '1 day'
-            and w.id <> claim.worker_id;
+        select
+            min(w.lease_until) filter (where w.id <> claim.worker_id and w.lease_until < v_now + interval '1 day'),
+            least(v_next, min(w.lease_until)),
+            bool_or(w.id <> claim.worker_id)
+        into v_next_lease, v_next_of_others, v_has_others
+        from pgrecall.workers as w;
+        -- Whoever hears it forgets what it was armed for (docs/wake-up.md, "The herd"): so it is said with the lock held
+        -- until it is out, and of what this transaction says it is the last. (Its triggers say what is due no earlier.)
+        if v_has_news and v_has_others and coalesce(v_next_of_others, 'infinity') > v_now then
+            perform pg_notify(
+                'pgrecall',
+                format(
+                    'next %s %s %s',
+                    coalesce(pgrecall.microseconds(v_next_of_others), 253402300800000000),
+                    pgrecall.microseconds(v_now),
+                    claim.worker_id
+                )
+            );
+            perform setval('pgrecall.untold', 0)
+            where pg_sequence_last_value('pgrecall.untold') = 1;
+            v_has_told := true;
+        end if;
         v_next := least(v_next, v_next_lease);
+    end if;
+    if v_looked > 0 and not v_has_told then
+        perform setval('pgrecall.untold', 1)
+        where pg_sequence_last_value('pgrecall.untold') is distinct from 1;
     end if;
 
     update pgrecall.workers
@@ -872,7 +907,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

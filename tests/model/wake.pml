@@ -34,6 +34,7 @@
 #define LATER 3         /* not_before of a deferred recall, and the next time of a recurring one */
 #define NEVER 7
 #define NONE 7
+#define SILENT 8        /* a claim that tells the others nothing; NEVER is: sleep as long as you like */
 
 #define ABSENT 0
 #define ELIGIBLE 1      /* due_at is set */
@@ -51,6 +52,14 @@ bool taken;                           /* row 0's session is taken by a run */
 
 byte alarm[2];
 byte box[2];                          /* the earliest time in the notifications that this worker has not read yet */
+#ifdef HERD
+bool moved[2];                        /* there is a "next" among them, which moves the alarm, */
+byte onwards[2] = NEVER;              /* and this is the earliest time from the last of them on, itself included */
+bool stale[2];                        /* it comes of a claim that began before this worker's latest look ended */
+bool aged[2];                         /* this worker's claim began before the other one's latest look ended */
+byte sticky[2] = NEVER;               /* the same as alarm and box, for announcements that no "next" takes back */
+byte stickybox[2] = NEVER;
+#endif
 bool asleep[2], listens[2], deaf[2];  /* deaf: between the loss of the listener and the look after the LISTEN */
 byte cancels = CANCELS, rollbacks = ROLLBACKS, cuts = CUTS;
 #ifdef M_TOLD_BEYOND
@@ -59,7 +68,22 @@ byte told = NONE;
 
 #define RR(p)       ((p) == 1 && RR1 || (p) == 2 && RR2)
 #define LEAST(a, b) ((a) < (b) -> (a) : (b))
+#ifdef HERD
+#ifdef M_STALE_NEXT
+#define OBEYS(w)    moved[w]
+#else
+#define OBEYS(w)    (moved[w] && !(stale[w] && asleep[w]))
+#endif
+#define WAKES(w)    LEAST((OBEYS(w) -> onwards[w] : LEAST(alarm[w], box[w])), LEAST(sticky[w], stickybox[w]))
+#define LOOK_NOW(w) sticky[w] = 0
+#define RINGS(w)    (alarm[w] <= tick || sticky[w] <= tick)
+#define UNREAD(w)   (box[w] != NEVER || moved[w] || stickybox[w] != NEVER)
+#else
 #define WAKES(w)    LEAST(alarm[w], box[w])
+#define LOOK_NOW(w) alarm[w] = 0
+#define RINGS(w)    (alarm[w] <= tick)
+#define UNREAD(w)   (box[w] != NEVER)
+#endif
 #define LATE(w, x)  (st[x] == ELIGIBLE && WAKES(w) > due[x])
 #define BAD(w)      (asleep[w] && !deaf[w] && (LATE(w, 0) || LATE(w, 1) || LATE(w, 2)))
 #define UNCOVERED(w) (asleep[w] && !deaf[w] && WAKES(w) > reg)
@@ -123,7 +147,12 @@ inline decide(me, x, rr) {
 #else
   :: !(told <= ndue[x] && told != NONE) && !refused && ndue[x] < seen && !rr && yes -> skip
 #endif
-  :: else -> told = (told == NONE -> ndue[x] : 0); says = LEAST(says, told)
+  :: else -> told = (told == NONE -> ndue[x] : 0);
+#if defined(HERD) && !defined(M_NOT_STICKY)
+     if :: refused || told == 0 -> sticks = LEAST(sticks, told) :: else -> says = LEAST(says, told) fi
+#else
+     says = LEAST(says, told)
+#endif
   fi;
 #ifdef M_PRODUCER_LOWERS
   if :: ndue[x] < reg -> reg = ndue[x] :: else fi;
@@ -135,9 +164,25 @@ inline decide(me, x, rr) {
 inline visible(me) {
   for (i : 0 .. 2) { if :: lock[i] == me -> st[i] = nst[i]; due[i] = ndue[i]; lock[i] = 0; nst[i] = 0; ndue[i] = 0 :: else fi };
   i = 0;
+#ifdef HERD
+  /* what a claim says to the others comes before what its triggers say at its end */
+  if :: next != SILENT && listens[me == 1] ->
+          moved[me == 1] = true; onwards[me == 1] = next; stale[me == 1] = aged[me == 2]
+     :: else fi;
+  next = SILENT;
+  if :: sticks != NONE ->
+          if :: listens[0] -> stickybox[0] = LEAST(stickybox[0], sticks) :: else fi;
+          if :: listens[1] -> stickybox[1] = LEAST(stickybox[1], sticks) :: else fi
+     :: else fi;
+  sticks = NONE;
+#endif
   if :: says != NONE ->
           if :: listens[0] -> box[0] = LEAST(box[0], says) :: else fi;
-          if :: listens[1] -> box[1] = LEAST(box[1], says) :: else fi
+          if :: listens[1] -> box[1] = LEAST(box[1], says) :: else fi;
+#ifdef HERD
+          if :: moved[0] -> onwards[0] = LEAST(onwards[0], says) :: else fi;
+          if :: moved[1] -> onwards[1] = LEAST(onwards[1], says) :: else fi
+#endif
      :: else fi;
   says = NONE
 #ifndef M_TOLD_BEYOND
@@ -148,12 +193,22 @@ inline visible(me) {
 inline undone(me) {
   for (i : 0 .. 2) { if :: lock[i] == me -> lock[i] = 0; nst[i] = 0; ndue[i] = 0 :: else fi };
   i = 0; says = NONE
+#ifdef HERD
+  ; next = SILENT; sticks = NONE
+#endif
 #ifndef M_TOLD_BEYOND
   ; told = NONE
 #endif
 }
 
+#ifdef HERD
+#define HERDING byte sticks = NONE, next = SILENT;
+#else
+#define HERDING
+#endif
+
 proctype producer(byte first, last) {
+  HERDING
   byte i, old, seen, says = NONE;
   bool rr, held, refused, yes;
 #ifndef M_TOLD_BEYOND
@@ -184,6 +239,7 @@ proctype producer(byte first, last) {
 #ifdef DEFERRAL
 /* the run that has row 0's session ends: finish() makes the deferred recall due again by an UPDATE */
 proctype finisher() {
+  HERDING
   byte i, old, seen, says = NONE, told = NONE;
   bool held, refused, yes;
   d_step { lock[0] == 0 -> lock[0] = 7; nst[0] = st[0]; ndue[0] = due[0];
@@ -215,6 +271,7 @@ end_nothing:
 }
 
 proctype worker(byte w) {
+  HERDING
   byte i, m, old, seen, says = NONE;
   bool settled, looked, made, held, refused, yes;
 #ifndef M_TOLD_BEYOND
@@ -223,7 +280,11 @@ proctype worker(byte w) {
 again: skip;
   /* ------ forget the alarm, look: claim() takes what is due and free, defers what waits for its session */
   d_step {
-    asleep[w] = false; m = 0; alarm[w] = NEVER; deaf[w] = deaf[w] && !listens[w];
+    asleep[w] = false; m = 0; alarm[w] = NEVER;
+#ifdef HERD
+    sticky[w] = NEVER; aged[w] = false;
+#endif
+    deaf[w] = deaf[w] && !listens[w];
     for (i : 0 .. 2) {
       if
       :: lock[i] == 0 && st[i] == ELIGIBLE && due[i] <= tick ->
@@ -258,6 +319,15 @@ again: skip;
 #ifndef M_PEEK_FIRST
     earliest(1 + w, m);
 #endif
+#ifdef HERD
+    stale[w] = moved[w]; aged[1 - w] = true;
+    /* what was due is dealt with, so the other one need not look before m */
+#ifndef M_NEXT_UNLOCKED
+    if :: settled && m > tick -> next = m :: else fi;
+#else
+    if :: m > tick -> next = m :: else fi;
+#endif
+#endif
 #ifdef M_SLEEP_UNSETTLED
     if :: !settled -> held = false :: else fi;
 #endif
@@ -273,6 +343,12 @@ again: skip;
 #endif
        :: else fi
   };
+#if defined(HERD) && defined(AT_WILL)
+  if :: next != SILENT -> next = SILENT :: skip fi;
+#endif
+#ifdef M_NEXT_RELEASES
+  d_step { if :: exclusive == 1 + w -> exclusive = 0 :: else fi };
+#endif
   /* ------ the claim's own triggers, then visible, then the locks go; or all of it is rolled back */
 #ifdef GIVES_BACK
   d_step { if :: lock[0] == 1 + w && st[0] == LOST -> decide(1 + w, 0, false) :: else fi };
@@ -310,21 +386,33 @@ again: skip;
   if :: asleep[w] -> skip :: else -> goto again fi;
   /* ------ sleep: until the alarm, or the safety look at any time, or a crash (a new worker LISTENs, and looks) */
 end:
-  alarm[w] <= tick || ANYTIME -> goto again
+  RINGS(w) || ANYTIME -> goto again
 }
 
 /* the listener reads its notifications at any time, also while the worker looks; its connection may be lost */
 proctype listener(byte w) {
 end:
   do
-  :: d_step { box[w] != NEVER -> alarm[w] = LEAST(alarm[w], box[w]); box[w] = NEVER }
-  :: d_step { cuts > 0 && listens[w] -> cuts--; listens[w] = false; box[w] = NEVER; deaf[w] = true };
+  :: d_step { UNREAD(w) ->
+#ifdef HERD
+       if :: OBEYS(w) -> alarm[w] = onwards[w] :: else -> alarm[w] = LEAST(alarm[w], box[w]) fi;
+       moved[w] = false; stale[w] = false; onwards[w] = NEVER;
+       sticky[w] = LEAST(sticky[w], stickybox[w]); stickybox[w] = NEVER;
+#else
+       alarm[w] = LEAST(alarm[w], box[w]);
+#endif
+       box[w] = NEVER }
+  :: d_step { cuts > 0 && listens[w] -> cuts--; listens[w] = false; box[w] = NEVER; deaf[w] = true
+#ifdef HERD
+       ; moved[w] = false; stale[w] = false; onwards[w] = NEVER; stickybox[w] = NEVER
+#endif
+     };
 #ifdef M_LISTEN_LATE
-     d_step { asleep[w] = false; alarm[w] = 0 };         /* looks first; see the worker */
+     d_step { asleep[w] = false; LOOK_NOW(w) };          /* looks first; see the worker */
      listens[w]
 #else
      listens[w] = true;                                  /* LISTEN has been committed */
-     alarm[w] = 0                                        /* look now; deaf until that look has begun */
+     LOOK_NOW(w)                                         /* look now; deaf until that look has begun */
 #endif
   od
 }

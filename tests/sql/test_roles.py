@@ -224,6 +224,7 @@ VIEWS = (
 RELATIONS: dict[str, dict[str, dict[str, str]]] = {
     "audit": {"select": {"operator": ALL, "observer": "- client_address old new"}},
     "armed_until": {"select": {"operator": ALL, "observer": ALL}},
+    "untold": {"select": {"operator": ALL, "observer": ALL}},
     "deliveries": {"select": {"operator": ALL, "observer": "- url payload"}, "update": {"operator": "url"}},
     "host_sessions": {"select": {"operator": ALL, "observer": ALL}},
     "migrations": {"select": {"operator": ALL, "observer": ALL}},

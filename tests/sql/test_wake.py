@@ -21,11 +21,13 @@ from sqltools import (
     HOUR,
     MINUTE,
     SECOND,
+    Claim,
     Doing,
     Ear,
     Row,
     add,
     add_session,
+    call,
     change,
     claim,
     claim_one,
@@ -258,6 +260,17 @@ def test_cancel_delete_and_truncate_tell_runs_to_stop(producer: psycopg.Connecti
     assert session(producer, "s4")["held_until"] is not None
 
 
+def test_a_producer_that_is_refused_the_lock_says_so(
+    producer: psycopg.Connection, connections: Callable[[], psycopg.Connection], ear: Ear
+) -> None:
+    """Old workers read a number with a sign, too."""
+    worker = connections()
+    with worker.transaction():
+        assert claim(worker).settled
+        add(producer, "s1", at := in_time(HOUR))
+        assert ear.heard() == [f"due +{microseconds(at)}"]
+
+
 def test_a_change_that_is_rolled_back_says_nothing(producer: psycopg.Connection, ear: Ear) -> None:
     claim(producer)
     with producer.transaction(force_rollback=True):
@@ -387,41 +400,159 @@ def test_a_plain_insert_holds_the_lock_only_while_it_commits(
         assert claim(worker).settled
 
 
+# Who is told what is next
+
+
+def others(db: psycopg.Connection, *names: str) -> None:
+    """Add workers."""
+    for name in names:
+        call(db, "register_worker", worker_id=name, concurrency=1)
+
+
+def told(messages: list[str]) -> list[tuple[int, str]]:
+    """Return what workers have told the others: when, and who looks first."""
+    words = [message.split() for message in messages if message.startswith("next ")]
+    return [(int(when), name) for _, when, _, name in words]
+
+
+def test_a_worker_alone_tells_nobody(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1")
+    add(producer, "s1", in_time(-SECOND))
+    assert len(claim(producer, "w1").runs) == 1
+    assert told(ear.heard()) == []
+
+
+def test_a_worker_that_takes_what_was_due_tells_the_others_what_is_next(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1", "w2")
+    add(producer, "s1", in_time(-SECOND))
+    add(producer, "s2", at := in_time(10 * SECOND))
+    assert len(claim(producer, "w1").runs) == 1
+    assert told(ear.heard()) == [(microseconds(at), "w1")]
+
+
+def test_the_others_wake_for_the_lease_of_the_one_that_tells_them(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1", "w2")
+    add(producer, "s1", in_time(-SECOND))
+    found = claim(producer, "w1")
+    assert found.next_due_at is None
+    until = value(producer, "select lease_until from pgrecall.workers where id = 'w1'")
+    assert told(ear.heard()) == [(microseconds(until), "w1")]
+
+
+def test_with_no_lease_and_nothing_due_the_others_may_sleep_for_ever(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1", "w2")
+    name = add(producer, "s1", in_time(-SECOND))
+    claim(producer, "w1", up_to=0)
+    change(producer, name, status="cancelled")
+    claim(producer, "w1")
+    assert told(ear.heard()) == [(NOBODY_ARMED, "w1")]
+
+
+def test_nobody_is_told_while_something_is_due(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1", "w2")
+    add(producer, "s1", in_time(-SECOND))
+    add(producer, "s2", in_time(-SECOND))
+    claim(producer, "w1", up_to=1)
+    assert told(ear.heard()) == []
+
+
+def test_a_look_that_only_asks_tells_nobody(producer: psycopg.Connection, ear: Ear) -> None:
+    others(producer, "w1", "w2")
+    name = add(producer, "s1", in_time(-SECOND))
+    claim(producer, "w1", up_to=0)
+    change(producer, name, status="cancelled")
+    claim(producer, "by hand", up_to=0)
+    assert told(ear.heard()) == []
+
+
+def test_when_the_one_that_takes_it_is_full_the_next_to_look_tells_and_nobody_else(
+    producer: psycopg.Connection, ear: Ear
+) -> None:
+    others(producer, "w1", "w2", "w3")
+    claim(producer, "w1")
+    add(producer, "s2", at := in_time(10 * SECOND))
+    claim(producer, "w1")
+    add(producer, "s1", in_time(-SECOND))
+    assert len(claim(producer, "w1", up_to=1).runs) == 1
+    assert told(ear.heard()) == []
+    claim(producer, "w2")
+    claim(producer, "w3")
+    assert told(ear.heard()) == [(microseconds(at), "w2")]
+
+
+def test_nobody_is_told_by_a_transaction_that_has_announced_something_itself(
+    producer: psycopg.Connection, ear: Ear
+) -> None:
+    """What it announces after that may be taken for told."""
+    others(producer, "w1", "w2")
+    add(producer, "s1", in_time(-SECOND))
+    claim(producer, "w2", up_to=0)
+    with producer.transaction():
+        producer.execute("set constraints all immediate")
+        name = add(producer, "s2", in_time(-MINUTE))
+        change(producer, name, status="cancelled")
+        claim(producer, "w1")
+    assert told(ear.heard()) == []
+
+
 # Sleepers: a model of what a worker does between two looks
 
 
+class Timer:
+    """When a worker wakes up after a settled look, and what it makes of the messages that it hears then."""
+
+    def __init__(self, name: str, found: Claim) -> None:
+        self._name = name
+        self._looked_at = microseconds(found.now_at)
+        self._due = NOBODY_ARMED if found.next_due_at is None else microseconds(found.next_due_at)
+        self._sticky = NOBODY_ARMED
+
+    @property
+    def at(self) -> int:
+        """The time, in microseconds since 1970."""
+        return min(self._due, self._sticky)
+
+    def hear(self, message: str) -> None:
+        """Note a message."""
+        kind, _, argument = message.partition(" ")
+        if kind == "next":
+            when, now, name = argument.split()
+            if name != self._name and int(now) > self._looked_at:
+                self._due = int(when)
+        elif kind == "due" and argument[0] in "+0":
+            self._sticky = min(self._sticky, int(argument))
+        elif kind == "due":
+            self._due = min(self._due, int(argument))
+
+
 class Sleeper:
-    """A sleeping worker: armed by a settled claim, woken earlier by each message that came since the claim began."""
+    """A sleeping worker: armed by a settled claim, and by the messages that came since the claim began."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self.name = name
         self.ear = Ear(dsn)
         self.db = self.ear.connection
-        self._armed: datetime | None = None
-        self._asleep = False
+        call(self.db, "register_worker", worker_id=name, concurrency=10)
+        self._timer: Timer | None = None
 
     def look(self, up_to: int = 10) -> list[Row]:
         """Claim once and, if the answer is certain, fall asleep until the time it names."""
         self.ear.heard()
         found = claim(self.db, self.name, up_to)
-        self.arm(found.next_due_at, found.settled)
+        self.arm(found)
         return found.runs
 
-    def arm(self, at: datetime | None, settled: bool) -> None:
+    def arm(self, found: Claim) -> None:
         """Fall asleep with a known answer; stay awake if it was not certain."""
-        self._asleep = settled
-        self._armed = at
-        self._until = NOBODY_ARMED if at is None else microseconds(at)
+        self._timer = Timer(self.name, found) if found.settled else None
 
     def wakes_at(self) -> int:
         """Return when it wakes, in microseconds since 1970, after all messages so far."""
-        if not self._asleep:
+        if self._timer is None:
             return 0
         for message in self.ear.heard():
-            kind, _, argument = message.partition(" ")
-            if kind == "due":
-                self._until = min(self._until, int(argument))
-        return self._until
+            self._timer.hear(message)
+        return self._timer.at
 
 
 def is_covered(db: psycopg.Connection, sleepers: list[Sleeper]) -> bool:
@@ -505,7 +636,7 @@ def inserts_while_the_claim_of_the_earliest_is_open(scene: Scene) -> bool:
         found = claim(worker.db, worker.name)
         assert len(found.runs) == 1
         add(scene.db, "s2", x + timedelta(milliseconds=500))
-    worker.arm(found.next_due_at, found.settled)
+    worker.arm(found)
     return scene.covered()
 
 
@@ -554,7 +685,7 @@ def inserts_while_a_worker_has_looked_and_not_ended(scene: Scene) -> bool:
     with worker.db.transaction():
         found = claim(worker.db, worker.name)
         add(scene.db, "s1", in_time(HOUR))
-    worker.arm(found.next_due_at, found.settled)
+    worker.arm(found)
     return scene.covered()
 
 
@@ -596,7 +727,7 @@ def moves_a_recall_earlier_while_the_claim_of_the_earliest_is_open(scene: Scene)
     with worker.db.transaction():
         found = claim(worker.db, worker.name)
         change(scene.db, y, trigger_at=x + timedelta(milliseconds=500))
-    worker.arm(found.next_due_at, found.settled)
+    worker.arm(found)
     return scene.covered()
 
 
@@ -635,8 +766,51 @@ def frees_a_session_while_a_look_is_open(scene: Scene) -> bool:
     with other.db.transaction():
         found = claim(other.db, other.name)
         finish(worker.db, run)
-    other.arm(found.next_due_at, found.settled)
+    other.arm(found)
     return is_covered(scene.db, [other])
+
+
+#: The others wake when the lease of the one that told them ends.
+BEFORE_THE_LEASE_ENDS = 10 * SECOND
+
+
+def inserts_while_a_worker_tells_the_others(scene: Scene) -> bool:
+    """The look that tells does not see the new recall, and what it tells comes behind the announcement."""
+    worker, sleeper = scene.sleeper(), scene.sleeper()
+    add(scene.db, "s1", in_time(-SECOND))
+    sleeper.look(up_to=0)
+    with worker.db.transaction():
+        found = claim(worker.db, worker.name)
+        add(scene.db, "s2", in_time(BEFORE_THE_LEASE_ENDS))
+    worker.arm(found)
+    return scene.covered()
+
+
+def inserts_silently_while_a_worker_takes_the_earliest(scene: Scene) -> bool:
+    """The producer has decided, the others wake for X anyway: who takes X cannot know better, so it tells nothing."""
+    worker, sleeper, producer = scene.sleeper(), scene.sleeper(), scene.connect()
+    x = in_time(-SECOND)
+    add(scene.db, "s1", x)
+    sleeper.look(up_to=0)
+    with producer.transaction():
+        producer.execute("set constraints all immediate")
+        add(producer, "s2", x + BEFORE_THE_LEASE_ENDS)
+        worker.look()
+    return is_covered(scene.db, [sleeper])
+
+
+def hears_late_what_an_older_look_has_told(scene: Scene) -> bool:
+    """Its own look has seen what the older one had missed, and its announcement has been heard before."""
+    worker, sleeper = scene.sleeper(), scene.sleeper()
+    add(scene.db, "s1", in_time(-SECOND))
+    sleeper.look(up_to=0)
+    with worker.db.transaction():
+        claim(worker.db, worker.name)
+        add(scene.db, "s2", in_time(BEFORE_THE_LEASE_ENDS))
+        sleeper.ear.heard()
+    found = claim(sleeper.db, sleeper.name, up_to=0)
+    sleeper.arm(found)
+    return is_covered(scene.db, [sleeper])
 
 
 Race = Callable[[Scene], bool]
@@ -654,6 +828,9 @@ RACES: list[Race] = [
     rolls_back_a_claim_that_raised_the_register,
     rolls_back_a_claim_that_gave_a_lost_run_back,
     frees_a_session_while_a_look_is_open,
+    inserts_while_a_worker_tells_the_others,
+    inserts_silently_while_a_worker_takes_the_earliest,
+    hears_late_what_an_older_look_has_told,
 ]
 
 
@@ -723,6 +900,8 @@ PEEK = """select min(recall.due_at)
         into v_next
         from pgrecall.session_recalls as recall
         where recall.due_at is not null;"""
+TELL = "if v_has_news and v_has_others and"
+LOOKED = "v_next := least(v_next, v_next_lease);"
 REGISTER = "if v_due >= pg_sequence_last_value('pgrecall.armed_until') then"
 WINDOW = "and earlier.due_at > new.due_at - interval '1 second'"
 READ_COMMITTED = "if current_setting('transaction_isolation') = 'read committed' then"
@@ -776,7 +955,7 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
     (
         "what was said is remembered beyond the transaction",
         ANNOUNCE,
-        [("v_due::text, true)", "v_due::text, false)")],
+        [("v_due::text, true);\n    -- With", "v_due::text, false);\n    -- With")],
         inserts_early_after_the_register_was_raised,
     ),
     (
@@ -810,6 +989,38 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
         ANNOUNCE,
         [("if tg_op = 'UPDATE' then", "if tg_op = 'UPDATE' then return null;")],
         moves_a_recall_earlier_while_the_claim_of_the_earliest_is_open,
+    ),
+    (
+        "the look that tells the others cancels what it has overlooked",
+        ANNOUNCE,
+        [("'due ' || v_sign || v_due", "'due ' || v_due")],
+        inserts_while_a_worker_tells_the_others,
+    ),
+    (
+        "the others are told before the lock is had",
+        CLAIM,
+        [(TELL, "if v_looked > 0 and")],
+        inserts_silently_while_a_worker_takes_the_earliest,
+    ),
+    (
+        "the lock is released before the others hear",
+        CLAIM,
+        [
+            (SETTLE, f"v_settled := pg_try_advisory_lock({LOCK});"),
+            (LOOKED, f"{LOOKED} perform pg_advisory_unlock({LOCK}) where v_settled;"),
+        ],
+        inserts_while_a_worker_tells_the_others,
+    ),
+    (
+        "an older look counts as much as a newer one",
+        CLAIM,
+        [
+            (
+                "pgrecall.microseconds(v_now),\n                    claim.worker_id",
+                "pgrecall.microseconds(v_now + interval '1 hour'), claim.worker_id",
+            )
+        ],
+        hears_late_what_an_older_look_has_told,
     ),
     (
         "nothing due means register zero",
@@ -880,10 +1091,11 @@ def meddle(dsn: str, seed: int, until: float) -> None:
 
 
 def sleep_and_run(dsn: str, name: str, done: threading.Event) -> int:
-    """Be a worker that only ever looks when its timer or a message says so; return how often it looked."""
+    """Be a worker that only ever looks when its timer says so; return how often it looked."""
     looks = 0
-    with psycopg.connect(dsn, autocommit=True) as db:
-        db.execute("listen pgrecall")
+    with psycopg.connect(dsn, autocommit=True) as db, psycopg.connect(dsn, autocommit=True) as ear:
+        call(db, "register_worker", worker_id=name, concurrency=2)
+        ear.execute("listen pgrecall")
         while not done.is_set():
             looks += 1
             found = claim(db, name, up_to=2)
@@ -891,17 +1103,15 @@ def sleep_and_run(dsn: str, name: str, done: threading.Event) -> int:
                 finish(db, run)
             if found.runs or found.deferred:
                 continue
-            if not found.settled:
-                wait = 0.01
-            elif found.next_due_at is None:
-                wait = 3600.0
-            else:
-                wait = max((found.next_due_at - found.now_at).total_seconds(), 0.005)
-            until = time.monotonic() + wait
-            # A message wakes it at once here, whatever time it names: fewer looks are the worker's business.
-            for message in db.notifies(timeout=until - time.monotonic(), stop_after=1):
-                if message.payload == "test is over":
-                    return looks
+            now = microseconds(found.now_at)
+            timer = Timer(name, found)
+            soon = now + (5_000 if found.settled else 10_000)
+            is_certain = found.settled and timer.at > now
+            while (left := (timer.at if is_certain else soon) - microseconds(datetime.now(UTC))) > 0:
+                for message in ear.notifies(timeout=min(left / 1e6, 3600), stop_after=1):
+                    if message.payload == "test is over":
+                        return looks
+                    timer.hear(message.payload)
     return looks
 
 
@@ -910,7 +1120,7 @@ def test_random_traffic_leaves_nothing_overdue(database: str, connections: Calla
     until = time.monotonic() + 4.0
     committed: dict[str, datetime] = {}
     done = threading.Event()
-    sleepers = [Doing(lambda name=name: sleep_and_run(database, name, done)) for name in ("w1", "w2")]  # type: ignore[misc]
+    sleepers = [Doing(lambda name=name: sleep_and_run(database, name, done)) for name in ("w1", "w2", "w3")]  # type: ignore[misc]
     writers = [Doing(lambda seed=seed: produce(database, seed, until, committed)) for seed in (1, 2, 3)]  # type: ignore[misc]
     for writer in [*writers, Doing(lambda: meddle(database, 4, until))]:
         writer.result()
