@@ -604,7 +604,7 @@ def mutate(db: psycopg.Connection, function: str, changes: list[tuple[str, str]]
 
 def be_patient(db: psycopg.Connection) -> None:
     """Let workers wait for the lock for as long as a test needs, instead of 25 milliseconds."""
-    mutate(db, CLAIM, [("then 0 else 25 end", "then 0 else 9999 end")])
+    mutate(db, CLAIM, [("_lock_for_peek(25)", "_lock_for_peek(9999)")])
 
 
 CLAIM = "pgrecall.claim(text, integer, interval, boolean)"
