@@ -21,21 +21,22 @@ from pgrecall.telemetry import logger
 #: to anybody.
 _COUNTS_FOR = 600.0
 
-#: The most process ids that are remembered, and the most that are asked about at once.
+#: The most workers' processes and the most strangers that are remembered, and the most strangers in one question.
 _MOST = 1000
 _MOST_AT_ONCE = 100
 
-#: Seconds between two questions at least, however many strangers speak.
-_PAUSE = 1.0
+#: Seconds between two questions at least: while they find workers, and at most while all who speak are strangers.
+_PAUSE = (0.05, 5)
 
 #: Seconds within which the database must answer.
 _PATIENCE = 10.0
 
-#: Which of these processes serve somebody who may take recalls; of others everybody sees no more than who they are.
+#: The server processes that serve somebody who may take recalls: everybody sees of all who they are. All and not only
+#: those who have spoken, so that one question is enough for a fleet.
 _MAY_CLAIM = """
     select sender.pid
     from pg_catalog.pg_stat_activity as sender
-    where sender.pid = any (%(pids)s)
+    where sender.datname = pg_catalog.current_database()
         and exists (
             select
             from pg_catalog.pg_proc as routine
@@ -44,6 +45,8 @@ _MAY_CLAIM = """
                 and routine.proname = 'claim'
                 and pg_catalog.has_function_privilege(sender.usesysid, routine.oid, 'execute')
         )
+    order by sender.pid = any (%(pids)s) desc
+    limit %(most)s
 """
 
 
@@ -51,7 +54,7 @@ class Senders:
     """Tells workers from others by the server process that sent a notification.
 
     The answer comes from memory at once, so that a flood of messages costs nothing. Who is unknown counts as a
-    stranger and is asked about: one statement for all who have spoken meanwhile.
+    stranger and is asked about: one statement, whoever has spoken meanwhile.
 
     Args:
         worker_id: For the log.
@@ -61,16 +64,16 @@ class Senders:
     def __init__(self, worker_id: str, database: AsyncDatabase) -> None:
         self._worker_id = worker_id
         self._database = database
-        # For each process id, the oldest answer first: whether it may claim, and until when that counts.
-        self._known: dict[int, tuple[bool, float]] = {}
+        # Whether they may claim, and until when that counts.
+        self._known: dict[int, bool] = {}
+        self._counts_until = -math.inf
         self._unknown: set[int] = set()
         self._wanted = anyio.Event()
 
     def may_claim(self, pid: int) -> bool:
         """Whether this server process is known to serve a role that may execute `claim`, as a worker's does."""
-        may_claim, counts_until = self._known.get(pid, (False, -math.inf))
-        if time.monotonic() < counts_until:
-            return may_claim
+        if pid in self._known and time.monotonic() < self._counts_until:
+            return self._known[pid]
         if len(self._unknown) < _MOST_AT_ONCE:
             self._unknown.add(pid)
             self._wanted.set()
@@ -78,31 +81,28 @@ class Senders:
 
     def forget(self) -> None:
         """The listener is connected to another server, or may be: its process ids are others."""
-        # Another dictionary, so that an answer that is under way is not taken for one of this server.
         self._known = {}
 
     async def run(self) -> None:
         """Asks about those who are unknown, until cancelled."""
-        failing = Backoff(_PAUSE, 60)
+        pausing = Backoff(*_PAUSE)
         while True:
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            known, pids = self._known, self._unknown
+            known, asked = self._known, self._unknown
             self._unknown = set()
             try:
                 async with answered_within(_PATIENCE, "the question who sent a notification"):
-                    rows = await self._database.query(_MAY_CLAIM, {"pids": sorted(pids)})
+                    rows = await self._database.query(_MAY_CLAIM, {"pids": sorted(asked), "most": _MOST})
             except (RecallError, psycopg.Error) as error:
                 # Whoever speaks again is asked about again.
                 logger().debug("senders_unknown", worker_id=self._worker_id, error=describe(error))
-                await anyio.sleep(failing.pause())
-                continue
-            failing.reset()
-            workers = {row["pid"] for row in rows}
-            counts_until = time.monotonic() + _COUNTS_FOR
-            for pid in pids:
-                known.pop(pid, None)
-                known[pid] = (pid in workers, counts_until)
-            while len(known) > _MOST:
-                del known[next(iter(known))]
-            await anyio.sleep(_PAUSE)
+            else:
+                workers = {row["pid"] for row in rows}
+                if workers & asked:
+                    pausing.reset()
+                if known is self._known:  # else the answer is of another server
+                    strangers = [pid for pid in known if not known[pid]] + sorted(asked)
+                    self._known = dict.fromkeys(strangers[-_MOST:], False) | dict.fromkeys(workers, True)
+                    self._counts_until = time.monotonic() + _COUNTS_FOR
+            await anyio.sleep(pausing.pause())
