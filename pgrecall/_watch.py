@@ -89,10 +89,11 @@ class Watch:
                 self._restored()
             await asyncio.wait([self._call])
         finally:
-            if not self._call.done():
-                self._call.cancel()
-                with anyio.move_on_after(_LET_GO, shield=True):
-                    await asyncio.wait([self._call])
+            # To its end, or it would keep the connection from being closed. Cancelled twice it waits for nobody.
+            with anyio.CancelScope(shield=True):
+                while not self._call.done():
+                    self._call.cancel()
+                    await asyncio.wait([self._call], timeout=_LET_GO)
         if not self._call.cancelled():
             self._call.result()
 

@@ -14,6 +14,8 @@ from structlog.testing import capture_logs
 from workertools import Recorder, Sql, sql, until, working
 
 from pgrecall import CurrentRecall, Worker, current_recall, schema
+from pgrecall._watch import Watch
+from pgrecall.database import AsyncConnection, connect_async
 from pgrecall.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
@@ -254,3 +256,33 @@ async def _has(db: Sql, condition: str) -> bool:
 async def _is_free(db: Sql) -> bool:
     free = "select not pgrecall._is_held(lifelines[1]) and not pgrecall._is_held(lifelines[2]) from pgrecall.workers"
     return bool(await db(free) == [True])
+
+
+@pytest.mark.parametrize("let_go", [0.0, 2.0])
+async def test_a_watch_that_is_cancelled_leaves_no_connection_open(
+    database: str, monkeypatch: pytest.MonkeyPatch, let_go: float
+) -> None:
+    """Also if the server needs longer to end its statement than the worker waits for that."""
+    opened = []
+
+    async def connect(dsn: str) -> AsyncConnection:
+        opened.append(await connect_async(dsn))
+        return opened[-1]
+
+    monkeypatch.setattr("pgrecall._watch.connect_async", connect)
+    monkeypatch.setattr("pgrecall._watch._LET_GO", let_go)
+    async with sql(database) as db, sql(database) as other:
+        watch = Watch(database, "nobody")
+        watch.begin()
+        async with other.connection.transaction(), anyio.create_task_group() as tasks:
+            await other("lock table pgrecall.workers")
+            tasks.start_soon(watch.run)
+
+            async def watches() -> bool:
+                return await db(f"select count(*) {WATCHES} and wait_event_type = 'Lock'") == [1]
+
+            await until(watches)
+            tasks.cancel_scope.cancel()
+        assert [connection.closed for connection in opened] == [True]
+        assert watch._call is not None
+        assert watch._call.done()
