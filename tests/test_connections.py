@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from structlog.testing import capture_logs
 from workertools import Recorder, sql, until, working
 
 from pgrecall import CurrentRecall, RecallScheduler, SyncRecallScheduler
-from pgrecall.database import connect_async
+from pgrecall.database import connect_async, conninfo
 from pgrecall.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
@@ -578,3 +579,25 @@ async def test_a_caller_who_gives_up_while_connecting_leaves_the_connection_to_t
                     answers.append(await recalls.get_next_trigger_at())
                     break
             assert answers == [None]
+
+
+async def test_a_connection_that_is_left_is_closed_whatever_it_is_at(database: str) -> None:
+    connection = await connect_async(conninfo(database))
+    async with sql(database) as db, anyio.create_task_group() as tasks:
+        pid = connection.info.backend_pid
+
+        async def sleep() -> None:
+            with suppress(psycopg.Error):
+                await connection.execute("select pg_sleep(60)")
+
+        async def sleeps() -> bool:
+            return await db("select state from pg_stat_activity where pid = %s", pid) == ["active"]
+
+        tasks.start_soon(sleep)
+        await until(sleeps)
+        with anyio.CancelScope() as scope:
+            async with connection:
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert connection.closed
+        tasks.cancel_scope.cancel()

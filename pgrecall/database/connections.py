@@ -84,6 +84,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """As psycopg's, but sleeps until there is something to do; asyncio itself brings Ctrl-C."""
         return await super().wait(gen, interval=interval, timeout=timeout)
 
+    async def __aexit__(self, *_: object) -> None:
+        """Closes it. psycopg's asks for a rollback first, and leaves it open if it is cancelled meanwhile."""
+        await self.close()
+
     async def cancel_safe(self, *, timeout: float = _CANCEL_SECONDS) -> None:  # noqa: ASYNC109 (psycopg's)
         """Asks the server to end the statement that we gave up; gives up the connection if it does not hear that."""
         try:
