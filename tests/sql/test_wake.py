@@ -607,7 +607,7 @@ def be_patient(db: psycopg.Connection) -> None:
     mutate(db, CLAIM, [("_lock_for_peek(25)", "_lock_for_peek(9999)")])
 
 
-CLAIM = "pgrecall.claim(text, integer, interval, boolean)"
+CLAIM = "pgrecall.claim(text, integer, interval, boolean, timestamptz)"
 ANNOUNCE = "pgrecall._announce_due()"
 
 # Races
@@ -897,9 +897,9 @@ TRY_LOCK = f"if pg_try_advisory_xact_lock_shared({LOCK}) then"
 SETTLE = f"""v_settled := pg_try_advisory_xact_lock({LOCK})
             or v_looked = 0 and pgrecall._lock_for_peek(25);"""
 PEEK = """select min(recall.due_at)
-        into v_next
-        from pgrecall.session_recalls as recall
-        where recall.due_at is not null;"""
+            from pgrecall.session_recalls as recall
+            where recall.due_at >= v_from
+                and (v_looked < claim.up_to or claim.up_to = 0)"""
 TELL = "if v_has_news and v_has_others and"
 LOOKED = "v_next := least(v_next, v_next_lease);"
 REGISTER = "if v_due >= pg_sequence_last_value('pgrecall.armed_until') then"
@@ -964,16 +964,21 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
         [(SETTLE, "v_settled := true;")],
         claims_the_earliest_while_a_decided_insert_is_open,
     ),
-    ("read before the lock", CLAIM, [(PEEK, ""), (SETTLE, PEEK + "\n" + SETTLE)], looks_while_a_producer_commits),
+    (
+        "read before the lock",
+        CLAIM,
+        [(PEEK, "v_next"), (SETTLE, f"v_next := ({PEEK}); {SETTLE}")],
+        looks_while_a_producer_commits,
+    ),
     (
         "locked rows are not waited for",
         CLAIM,
         [
             (
                 PEEK,
-                """select min(free.due_at) into v_next
+                """select min(free.due_at)
                 from (select recall.due_at from pgrecall.session_recalls as recall
-                    where recall.due_at is not null for no key update skip locked) as free;""",
+                    where recall.due_at is not null for no key update skip locked) as free""",
             )
         ],
         looks_while_somebody_has_the_earliest_row_locked,
