@@ -532,6 +532,10 @@ begin
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
     end if;
+    if claim.worker_id is null or length(claim.worker_id) not between 1 and 255 then
+        raise exception 'worker_id has % characters, but must have 1 to 255', coalesce(length(claim.worker_id)::text, 'no')
+            using errcode = 'PR005', hint = 'It names the worker, for example by its host and process.';
+    end if;
     if claim.lease is null or claim.lease not between interval '1 millisecond' and interval '1 day' then
         perform pgrecall._check_lease(claim.lease);
     end if;
@@ -632,6 +636,9 @@ begin
                         paused_until = null,
                         pause_reason = null,
                         pause_id = null,
+                        stopped_by = null,
+                        stop_reason = null,
+                        after_stop = null,
                         updated_at = v_now
                     from unnest(v_ids, v_owners, v_zones) as due (id, user_id, time_zone)
                     where recall.id = due.id
