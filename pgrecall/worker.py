@@ -474,6 +474,8 @@ class Worker:
                 self._unheard_until = time.monotonic() + self._lease * 1.05
             claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
+                # The runs begin first; what is heard meanwhile stays in the alarm.
+                await asyncio.sleep(0)
                 unsettled.reset()
                 if nobody_called:
                     self._doubt_listener()
