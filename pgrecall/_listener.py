@@ -174,7 +174,7 @@ class Listener:
     Args:
         dsn: Where to listen: a direct connection, not one through a transaction pooler.
         worker_id: For the log.
-        on_message: Called with each payload.
+        on_message: Called with each payload and the process id of the server process that sent it.
         on_connected: Called after every (re)connect: what was sent meanwhile is lost, so look.
         ask: Sends the notification where the recalls are written. None: no test.
         on_connection: Awaited with the connection on every (re)connect, after LISTEN and before on_connected; the first
@@ -186,7 +186,7 @@ class Listener:
         self,
         dsn: str,
         worker_id: str,
-        on_message: Callable[[str], None],
+        on_message: Callable[[str, int], None],
         on_connected: Callable[[], None],
         *,
         ask: Ask | None = None,
@@ -288,17 +288,17 @@ class Listener:
                 if not self._is_deaf:  # else it has to show first that it hears
                     self._restored()
             async for notify in connection.notifies():
-                self._deliver(notify.payload)
+                self._deliver(notify)
         if self._pumping.cancelled_caught:
             self._is_deaf = True
             raise psycopg.OperationalError("a notification to itself did not arrive")
 
-    def _deliver(self, payload: str) -> None:
-        if payload in self._hellos:
-            self._hellos[payload].set()
-        elif not payload.startswith("hello "):  # another worker's to itself
+    def _deliver(self, notify: psycopg.Notify) -> None:
+        if notify.payload in self._hellos:
+            self._hellos[notify.payload].set()
+        elif not notify.payload.startswith("hello "):  # another worker's to itself
             with suppress(ValueError, OverflowError):  # not ours, from somebody on the same channel
-                self._on_message(payload)
+                self._on_message(notify.payload, notify.pid)
 
     async def _say_hello(self) -> anyio.Event:
         """Sends a notification; the event is set when it arrives."""
@@ -346,6 +346,6 @@ class Listener:
         while not heard.is_set():
             left = max(ends - time.monotonic(), 0)
             async for notify in connection.notifies(timeout=left, stop_after=1):
-                self._deliver(notify.payload)
+                self._deliver(notify)
             if time.monotonic() >= ends:
                 return

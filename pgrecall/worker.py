@@ -32,6 +32,7 @@ from pgrecall._listener import Alarm, Front, Listener, ServerClock
 from pgrecall._outcomes import Outcomes
 from pgrecall._purge import Purger
 from pgrecall._runner import Run, Runner, StopReason
+from pgrecall._senders import Senders
 from pgrecall._version import __version__
 from pgrecall._watch import Watch
 from pgrecall.agents import agent_opener, describe
@@ -176,6 +177,7 @@ class Worker:
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
         self._listener: Listener | None = None
+        self._senders = Senders(self.worker_id, self._database)
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
@@ -254,6 +256,7 @@ class Worker:
                 if self._poll_interval is None:
                     await background.start(listener.run)
                     background.start_soon(listener.test)
+                    background.start_soon(self._senders.run)
                     self._listener = listener
                 # Not before the listener has shown that the two DSNs lead to one database.
                 lease.start()
@@ -327,6 +330,7 @@ class Worker:
 
     def _on_connected(self) -> None:
         self._connected.set()
+        self._senders.forget()
         # Who is first may have been said meanwhile, and the other one be gone.
         self._is_first = True
         self._front.forget()
@@ -336,8 +340,8 @@ class Worker:
         for run in self._runs.values():
             run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
 
-    def _heard(self, payload: str) -> None:
-        """A notification.
+    def _heard(self, payload: str, pid: int) -> None:
+        """A notification, and the server process that sent it.
 
         One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`,
         `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
@@ -350,7 +354,7 @@ class Worker:
             self._heard_of_due(int(value), is_certain=value[0] not in "+0")
         elif kind == "next":
             when, now, worker_id = value.split(" ", 2)
-            self._heard_of_next(int(when), int(now), worker_id)
+            self._heard_of_next(int(when), int(now), worker_id, pid)
         elif kind == "watch" and not value:
             self._watch.begin()
         elif kind == "watch" and value == self.worker_id:
@@ -379,12 +383,16 @@ class Worker:
             self._settled_at = time.monotonic()
             self._alarm.no_later_than(time.monotonic() + random.uniform(0.02, 0.1))  # noqa: S311
 
-    def _heard_of_next(self, when: int, now: int, worker_id: str) -> None:
+    def _heard_of_next(self, when: int, now: int, worker_id: str, pid: int) -> None:
         """A look that began just now has seen all that is due before then; its worker is the first to look again."""
         at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
-        self._is_first = worker_id == self.worker_id
-        if self._is_first:  # its own look's answer says it, too
+        if worker_id == self.worker_id:  # its own look's answer says it, too
+            self._is_first = True
             return
+        # Only this message makes a look later, so a stranger must not say it. To pass over a worker's costs a look.
+        if not self._senders.may_claim(pid):
+            return
+        self._is_first = False
         self._heard_after.append(time.monotonic() - looked_at)
         # An older look than this worker's latest may have missed what that one has seen.
         if now / 1e6 > self._looked_at:

@@ -16,11 +16,12 @@ import anyio
 import psycopg
 import pytest
 from sqltools import add, microseconds, outcomes, row, value, wait_until
+from roletools import logins
 from upgrade.previous import RELEASES, Previous
 from workerprocess import Start, WorkerProcess, now, worker_processes
 from workertools import Recorder, Sql, sql, until, working
 
-from pgrecall import CurrentRecall
+from pgrecall import CurrentRecall, Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +40,26 @@ async def _looks(db: Sql) -> int:
         "and query like '%%from pgrecall.claim(%%'"
     )
     return int(found[0])
+
+
+async def _questions(db: Sql) -> int:
+    """How often workers have asked who sent a notification."""
+    found = await db(
+        "select coalesce(sum(calls), 0)::integer from pg_stat_statements "
+        "where dbid = (select oid from pg_database where datname = current_database()) "
+        "and query like '%%has_function_privilege(sender.usesysid%%'"
+    )
+    return int(found[0])
+
+
+async def _is_believed(db: Sql, worker: Worker) -> None:
+    """Wait until the worker knows that this connection is a worker's, or of somebody who could be one."""
+    pid = db.connection.info.backend_pid
+
+    async def known() -> bool:
+        return worker._senders.may_claim(pid)
+
+    await until(known)
 
 
 async def _fire_one(db: Sql, session_id: str) -> None:
@@ -110,10 +131,11 @@ async def test_when_the_first_has_no_free_slot_another_one_takes_the_next(databa
 async def test_a_worker_that_is_left_alone_goes_on_and_tells_nobody(database: str) -> None:
     """The one that was has stopped, and nobody says that it has."""
     agent = Recorder()
-    async with sql(database) as db, working(database, agent):
+    async with sql(database) as db, working(database, agent) as worker:
         async with working(database, agent) as other:
             await db.asleep(2)
             await _fire_one(db, "s1")
+            await _is_believed(db, worker)
             await db("select pg_notify('pgrecall', %s)", _next(datetime.now(UTC) + _LATER, name=other.worker_id))
         for session_id in ("s2", "s3"):
             await _fire_one(db, session_id)
@@ -136,8 +158,9 @@ async def _silently(db: Sql, session_id: str, due: datetime) -> str:
 
 async def test_a_worker_sleeps_until_the_time_that_it_is_told(database: str) -> None:
     agent = Recorder()
-    async with sql(database) as db, working(database, agent):
+    async with sql(database) as db, working(database, agent) as worker:
         await db.session("s1")
+        await _is_believed(db, worker)
         await db.asleep()
         due = datetime.now(UTC) + timedelta(seconds=0.5)
         told = due + timedelta(seconds=0.5)
@@ -149,8 +172,9 @@ async def test_a_worker_sleeps_until_the_time_that_it_is_told(database: str) -> 
 
 async def test_what_an_older_look_has_told_is_not_obeyed(database: str) -> None:
     """It may have missed what the worker's own look has seen."""
-    async with sql(database) as db, working(database, Recorder()):
+    async with sql(database) as db, working(database, Recorder()) as worker:
         await db.session("s1")
+        await _is_believed(db, worker)
         recall_id = await db.recall("s1", "now() + interval '1 second'")
         at = datetime.now(UTC)
         await db("select pg_notify('pgrecall', 'due 0')")
@@ -167,8 +191,9 @@ async def test_what_an_older_look_has_told_is_not_obeyed(database: str) -> None:
 
 @pytest.mark.parametrize("sign", ["+", ""])
 async def test_only_what_a_look_may_have_missed_is_not_taken_back(database: str, sign: str) -> None:
-    async with sql(database) as db, working(database, Recorder()):
+    async with sql(database) as db, working(database, Recorder()) as worker:
         await db.session("s1", "s2")
+        await _is_believed(db, worker)
         await db.asleep()
         first = datetime.now(UTC) + timedelta(seconds=0.5)
         second = first + timedelta(seconds=0.5)
@@ -187,6 +212,80 @@ async def test_words_that_nobody_says_are_passed_over(database: str) -> None:
         for payload in ("next", "next 1", "next 1 2", "next x y z", f"next {'9' * 400} 1 w", "due", "due +", "due x"):
             await db("select pg_notify('pgrecall', %s)", payload)
         await _fire_one(db, "s1")
+
+
+async def _flood(dsn: str, *, hung_up: bool) -> None:
+    """A login says again and again that nothing is due for a long time, on one connection or each time on a new one."""
+    async with AsyncExitStack() as stack:
+        stranger = None
+        while True:
+            if stranger is None or hung_up:
+                await stack.aclose()
+                stranger = await stack.enter_async_context(sql(dsn))
+            await stranger("select pg_notify('pgrecall', %s)", _next(datetime.now(UTC) + _LATER))
+
+
+@pytest.mark.parametrize("hung_up", [False, True])
+async def test_what_is_next_is_not_believed_of_those_who_may_not_claim(database: str, hung_up: bool) -> None:
+    with logins(database, producer="producer", worker="worker") as dsns:
+        async with sql(database) as db, sql(dsns["producer"]) as producer:
+            await db("create extension if not exists pg_stat_statements")
+            async with working(dsns["worker"], Recorder()), anyio.create_task_group() as tasks:
+                await db.asleep()
+                tasks.start_soon(lambda: _flood(dsns["producer"], hung_up=hung_up))
+
+                async def asked() -> bool:
+                    return await _questions(db) > 0
+
+                await until(asked)
+                for number in range(3):
+                    await db.session(f"s{number}")
+                    due = datetime.now(UTC) + timedelta(seconds=0.7)
+                    recall_id = await db.recall(f"s{number}", f"timestamptz '{due.isoformat()}'")
+                    await producer("select pg_notify('pgrecall', %s)", _next(due + _LATER))
+                    await db.ended(recall_id)
+                # They become rarer while only strangers speak, and there is none for each message.
+                assert await _questions(db) <= 15
+                tasks.cancel_scope.cancel()
+
+
+async def test_workers_are_believed_in_their_role_and_asked_about_once(database: str) -> None:
+    with logins(database, worker="worker", twin="worker") as dsns:
+        async with sql(database) as db, sql(dsns["twin"]) as twin:
+            await db("create extension if not exists pg_stat_statements")
+            async with working(dsns["worker"], Recorder()) as worker:
+                await db.session("s1")
+                await _fire_one(db, "alone")
+                await _fire_one(db, "alone again")
+                assert await _questions(db) == 0
+                await _is_believed(twin, worker)
+                asked = await _questions(db)
+                due = datetime.now(UTC) + timedelta(seconds=0.5)
+                told = due + timedelta(seconds=0.5)
+                recall_id = await db.recall("s1", f"timestamptz '{due.isoformat()}'")
+                for _ in range(100):
+                    await twin("select pg_notify('pgrecall', %s)", _next(told))
+                await db.ended(recall_id)
+                started = "select started_at from pgrecall.recall_runs where recall_id = %s"
+                assert (await db(started, recall_id))[0] >= told
+                assert await _questions(db) == asked == 1
+
+
+async def test_nobody_is_known_after_a_reconnect(database: str) -> None:
+    """The server may be another one, with other processes of the same numbers."""
+    async with sql(database) as db, working(database, Recorder()) as worker:
+        await db.asleep()
+        await _is_believed(db, worker)
+        assert await db(
+            "select pg_terminate_backend(held.pid) from pgrecall.workers join pg_locks as held "
+            "on (held.classid::bigint << 32 | held.objid::bigint) = lifelines[2] and held.locktype = 'advisory'"
+        ) == [True]
+
+        async def unknown() -> bool:
+            return not worker._senders._known
+
+        await until(unknown)
+        await _is_believed(db, worker)
 
 
 def _worker_of(db: psycopg.Connection, recall_id: str) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from leash import LEASHED
 
 import pgrecall
 
@@ -110,8 +111,9 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait()
         self._reader.join(DEADLINE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 Start = Callable[..., WorkerProcess]
@@ -129,9 +131,10 @@ def worker_processes(directory: Path, dsn: str, package: Path = ROOT) -> Iterato
 
         def start(*options: str, wait: bool = True) -> WorkerProcess:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pgrecall", "worker", "--agent", "my_agent:agent", "--dsn", dsn, *options],
+                [*LEASHED, "pgrecall", "worker", "--agent", "my_agent:agent", "--dsn", dsn, *options],
                 cwd=directory,
                 env=os.environ | {"PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,

@@ -34,6 +34,7 @@ from faults import postgres
 from faults.accounting import Verdict, summary
 from faults.chatting import SESSIONS
 from faults.processes import START_SECONDS, Settings, WorkerProcess
+from leash import LEASHED
 from pgrecall.embedded import EmbeddedPostgres
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +71,8 @@ class ChatProcess:
     def __post_init__(self) -> None:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "faults.chatting", self.name, self.dsn, str(self.seed), str(self.lease)],
-                stdin=subprocess.DEVNULL,
+                [*LEASHED, "faults.chatting", self.name, self.dsn, str(self.seed), str(self.lease)],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=os.environ
@@ -86,7 +87,7 @@ class ChatProcess:
         """SIGKILL."""
         self._process.kill()
         self._process.wait()
-        self.died_ns = time.monotonic_ns()
+        self._note_death()
 
     def end(self, seconds: float = 30) -> None:
         """SIGTERM, and wait until its chats have ended.
@@ -103,7 +104,7 @@ class ChatProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)  # until it has said where it is
             self.kill()
-        self.died_ns = time.monotonic_ns()
+        self._note_death()
         if code != 0:
             raise RuntimeError(f"the chat client {self.name} ended with {code}: {self._log.read_text()[-10000:]}")
 
@@ -111,6 +112,11 @@ class ChatProcess:
         """End it, whatever it does."""
         if self.died_ns is None:
             self.kill()
+
+    def _note_death(self) -> None:
+        self.died_ns = time.monotonic_ns()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 @dataclass(frozen=True)

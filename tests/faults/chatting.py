@@ -194,6 +194,7 @@ class Client:
                     session.context.append(message)
                     await store.save(session)
                 return
+            await asyncio.sleep(0.05)
 
     # With the sync scheduler
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import clock
+from leash import LEASHED
 
 _ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
@@ -97,8 +97,8 @@ class WorkerProcess:
         self.started_ns = time.monotonic_ns()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "pgrecall", "--json", "worker", *arguments],
-                stdin=subprocess.DEVNULL,
+                [*self.prefix, *LEASHED, "pgrecall", "--json", "worker", *arguments],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -189,3 +189,5 @@ class WorkerProcess:
     def _note_death(self) -> None:
         if self.died_ns is None:
             self.died_ns = time.monotonic_ns()
+            assert self._process.stdin is not None
+            self._process.stdin.close()

@@ -1,12 +1,13 @@
 """A producer in a process of its own, with whatever release of pgrecall it can import: argv are the DSN and its name.
 
 It says what it is, and then does what it is told by lines on stdin, answering each with a line of JSON: `run` uses the
-methods of a scheduler again and again until the next line; the end of stdin ends it.
+methods of a scheduler again and again until the next line; the end of stdin ends it, whatever it is at.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
@@ -45,18 +46,20 @@ def main(dsn: str, name: str) -> None:
     errors: list[str] = []
     with pgrecall.SyncRecallScheduler(dsn) as scheduler:
 
+        stop = threading.Event()
+
         def use(number: int) -> None:
             try:
                 ids.append(once(scheduler, f"{name}-{number}"))
             except Exception as error:  # noqa: BLE001 (the test wants to see every one)
                 errors.append(f"{type(error).__name__}: {error}")
+                stop.wait(0.1)  # a server that is gone is gone for a while
 
         def answer(**more: Any) -> None:
             print(json.dumps({"version": pgrecall.__version__, "ids": ids, "errors": errors, **more}), flush=True)
 
         number = 0
         answer()
-        stop = threading.Event()
 
         def again_and_again() -> None:
             nonlocal number
@@ -72,9 +75,11 @@ def main(dsn: str, name: str) -> None:
                 thread = None
             if line.strip() == "run":
                 stop.clear()
-                thread = threading.Thread(target=again_and_again)
+                thread = threading.Thread(target=again_and_again, daemon=True)
                 thread.start()
             answer()
+        # Nobody reads the answers any more: what it is at needs no end, and may wait for a server that is gone.
+        os._exit(0)
 
 
 if __name__ == "__main__":
