@@ -162,6 +162,7 @@ def _number(change: str) -> tuple[str, float]:
 @click.option("--profiles", metavar="NAMES", default="default,best,throughput", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, with --quick 1.")
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Another size, such as burst=1000.")
+@click.option("--keep", is_flag=True, help="Keep what an earlier run to the same place has measured of other cells.")
 @click.option("--output", type=click.Path(path_type=Path), default=_OUTPUT, help="Default: dist/bench.")
 def run_(
     *,
@@ -171,6 +172,7 @@ def run_(
     profiles: str,
     rounds: int | None,
     changes: tuple[str, ...],
+    keep: bool,
     output: Path,
 ) -> None:
     """Measure.
@@ -195,6 +197,8 @@ def run_(
 
     with Server() as server:
         made = Results(results.about(server, peers, size, sys.argv[1:]))
+        if keep and (output / "results.json").exists():
+            made.keep(results.load(output / "results.json"), {cell.name for cell in cells})
 
         def tell(place: int, of: int, seconds: float, record: Record) -> None:
             made.write(output / "results.json")

@@ -100,6 +100,12 @@ class Results:
         self.about = about
         self.records = list(records)
 
+    def keep(self, earlier: Results, but: Collection[str]) -> None:
+        """Takes over what an earlier run has measured, of other cells than these."""
+        self.records = [record for record in earlier.records if record.cell not in but] + self.records
+        self.about["peers"] = earlier.about["peers"] | self.about["peers"]
+        self.about["earlier"] = [*earlier.about.get("earlier", []), earlier.about["arguments"]]
+
     def of(self, cell: str, variant: str, contestant: str, profile: str) -> list[Record]:
         """The rounds of one."""
         wanted = (cell, variant, contestant, profile)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import anyio
@@ -24,6 +24,11 @@ from pgrecall.errors import RecallError, SettingsError
 from pgrecall.telemetry import logger
 
 CHANNEL = "pgrecall"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: The latest time that a recall can be due is before this, microseconds since 1970.
+_NEVER = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 #: Seconds within which the server must answer a statement of the listener.
 _PATIENCE = 10.0
@@ -113,6 +118,43 @@ class Alarm:
             self._moved = anyio.Event()
             with anyio.move_on_after(None if math.isinf(left) else left):
                 await self._moved.wait()
+
+
+class Front:
+    """Where the next look begins: nothing that waits is due before it (docs/wake-up.md, "Where a look begins").
+
+    While somebody has an old snapshot open, the index keeps what was claimed since; who knows where its front is need
+    not walk past all that. Times are whole microseconds since 1970: what is rounded up would be overlooked.
+    """
+
+    def __init__(self) -> None:
+        # None: nothing is known.
+        self._at: int | None = None
+        self._heard: int | None = None
+
+    def forget(self) -> None:
+        """What was heard may not have been everything: the next look looks everywhere."""
+        self._at = self._heard = None
+
+    def heard(self, microseconds: int) -> None:
+        """Something is due then."""
+        self._at = _earlier(self._at, microseconds)
+        self._heard = _earlier(self._heard, microseconds)
+
+    def look(self) -> datetime | None:
+        """From when on to look; a look begins. None: everywhere."""
+        self._heard = _NEVER
+        return None if self._at is None else _EPOCH + timedelta(microseconds=self._at)
+
+    def looked(self, next_due_at: datetime | None) -> None:
+        """A look that has seen everything said that this is the first of what waits; None: nothing waits."""
+        self._at = self._heard
+        if next_due_at is not None:
+            self._at = _earlier(self._at, (next_due_at - _EPOCH) // timedelta(microseconds=1))
+
+
+def _earlier(known: int | None, microseconds: int) -> int | None:
+    return None if known is None or microseconds <= 0 else min(known, microseconds)
 
 
 class Ask(Protocol):

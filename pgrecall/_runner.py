@@ -97,7 +97,7 @@ class Runner:
         """The run of a claimed recall, not started yet."""
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
         timeout = float(row.timeout_seconds or self._timeout or row.default_timeout_seconds)
-        nominal = row.nominal_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        nominal = row.nominal_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
         recall = CurrentRecall(
             recall_id=row.recall_id,
             run_id=row.run_id,
@@ -118,7 +118,7 @@ class Runner:
             text=row.model_text or row.additional_context_message,
             time_zone=row.time_zone,
             chain_depth=row.chain_depth,
-            message_id=f"recall:{row.recall_id}:{nominal}",
+            message_id=f"recall:{row.recall_id}:{nominal}Z",
             store=self._store,
             scheduler=self._scheduler,
             _clock=self._clock,

@@ -580,9 +580,15 @@ def agent_skip_next_recall(session_id: str, recall_id: str | None, run_id: int |
     )
 
 
-def claim(worker_id: str, up_to: int, lease: timedelta, inject: bool) -> Call[ClaimRow]:
+def claim(
+    worker_id: str, up_to: int, lease: timedelta, inject: bool, *, due_from: datetime | None = None
+) -> Call[ClaimRow]:
     """`pgrecall.claim`."""
-    return Call("claim", {"worker_id": worker_id, "up_to": up_to, "lease": lease, "inject": inject}, ClaimRow)
+    return Call(
+        "claim",
+        {"worker_id": worker_id, "up_to": up_to, "lease": lease, "inject": inject, "due_from": due_from},
+        ClaimRow,
+    )
 
 
 def finish(

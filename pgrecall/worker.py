@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +28,7 @@ from pgrecall import calls, database
 from pgrecall._backoff import Backoff
 from pgrecall._deliver import Deliverer
 from pgrecall._lease import LeaseKeeper
-from pgrecall._listener import Alarm, Listener, ServerClock
+from pgrecall._listener import Alarm, Front, Listener, ServerClock
 from pgrecall._outcomes import Outcomes
 from pgrecall._purge import Purger
 from pgrecall._runner import Run, Runner, StopReason
@@ -114,25 +114,13 @@ class Worker:
         poll_interval: float | None = None,
         webhook_secret: str | Sequence[str] | None = None,
     ) -> None:
-        if concurrency < 1 or concurrency % 1:
-            raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
-        seconds = {
-            "lease": lease,
-            "safety_interval": safety_interval,
-            "timeout": timeout,
-            "poll_interval": poll_interval,
-        }
-        for name, value in seconds.items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise SettingsError(f"{name} is {value}, but must be greater than 0")
-        if not _SHORTEST_LEASE <= lease <= _LONGEST_LEASE:
-            raise SettingsError(f"lease is {lease}, but must be {_SHORTEST_LEASE:g} to {_LONGEST_LEASE:g} seconds")
-        if reconnect_grace is not None and not 0 < reconnect_grace <= 60:
-            raise SettingsError(
-                f"reconnect_grace is {reconnect_grace}, but must be greater than 0 and at most 60, or None"
-            )
-        if not grace >= 0:
-            raise SettingsError(f"grace is {grace}, but must be 0 or more")
+        _check_numbers(
+            concurrency,
+            lease,
+            grace,
+            reconnect_grace,
+            {"lease": lease, "safety_interval": safety_interval, "timeout": timeout, "poll_interval": poll_interval},
+        )
         if poll_interval is not None and listen_dsn is not None:
             raise SettingsError("poll_interval and listen_dsn exclude each other", hint="Who polls does not LISTEN.")
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -178,6 +166,7 @@ class Worker:
 
         self._runs: dict[int, Run] = {}
         self._alarm = Alarm()
+        self._front = Front()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
         self._is_first = True
         # The server's time, seconds since 1970, at the end of its latest look.
@@ -344,6 +333,7 @@ class Worker:
         self._senders.forget()
         # Who is first may have been said meanwhile, and the other one be gone.
         self._is_first = True
+        self._front.forget()
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
         self._look_now()
@@ -380,6 +370,7 @@ class Worker:
 
     def _heard_of_due(self, microseconds: int, *, is_certain: bool) -> None:
         """Something is due then; is_certain: no look that says later what is next has overlooked it."""
+        self._front.heard(microseconds)
         at = self._after_the_first(self._clock.monotonic(microseconds / 1e6))
         is_news = at < self._alarm.at
         if is_certain:
@@ -475,7 +466,7 @@ class Worker:
                 if lease.in_doubt:
                     await self._resolve_doubt(lease)
                     continue
-                rows = await self._look(free)
+                rows = await self._look(free, everywhere=nobody_called)
             except Exception as error:  # noqa: BLE001 (nothing may end the loop but stopping it)
                 # Once for an outage, however many tries it takes.
                 if failing_since is None:
@@ -491,6 +482,8 @@ class Worker:
                 self._unheard_until = time.monotonic() + self._lease * 1.05
             claimed = self._take(rows, asked_at, runs, lease)
             if claimed:
+                # The runs begin first; what is heard meanwhile stays in the alarm.
+                await asyncio.sleep(0)
                 unsettled.reset()
                 if nobody_called:
                     self._doubt_listener()
@@ -517,9 +510,20 @@ class Worker:
                 )
         return claimed
 
-    async def _look(self, free: int) -> list[ClaimRow]:
-        """Claims up to so many due recalls and learns when to look again: one statement."""
-        call = calls.claim(self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None)
+    async def _look(self, free: int, *, everywhere: bool) -> list[ClaimRow]:
+        """Claims up to so many due recalls and learns when to look again: one statement.
+
+        everywhere: Also where nothing can be, by all that was heard.
+        """
+        if everywhere or self._listener is None:
+            self._front.forget()
+        call = calls.claim(
+            self.worker_id,
+            free,
+            timedelta(seconds=self._lease),
+            self._host_store is None,
+            due_from=self._front.look(),
+        )
         # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
         with anyio.CancelScope(shield=True):
             async with database.answered_within(self._patience, "claim()"):
@@ -549,6 +553,7 @@ class Worker:
             self._settled_at = now
         if look.settled and (look.next_due_at is None or look.next_due_at > look.now_at):
             unsettled.reset()
+            self._front.looked(look.next_due_at)
         else:
             # Something may be due that this look could not see or could not have (its row is locked).
             self._alarm.no_later_than(now + unsettled.pause())
@@ -648,6 +653,26 @@ class Worker:
                 self._slot_freed = anyio.Event()
                 await self._slot_freed.wait()
         self._stop_runs("worker stopping")
+
+
+def _check_numbers(
+    concurrency: int,
+    lease: float,
+    grace: float,
+    reconnect_grace: float | None,
+    seconds: Mapping[str, float | None],
+) -> None:
+    if concurrency < 1 or concurrency % 1:
+        raise SettingsError(f"concurrency is {concurrency}, but must be a whole number greater than 0")
+    for name, value in seconds.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise SettingsError(f"{name} is {value}, but must be greater than 0")
+    if not _SHORTEST_LEASE <= lease <= _LONGEST_LEASE:
+        raise SettingsError(f"lease is {lease}, but must be {_SHORTEST_LEASE:g} to {_LONGEST_LEASE:g} seconds")
+    if reconnect_grace is not None and not 0 < reconnect_grace <= 60:
+        raise SettingsError(f"reconnect_grace is {reconnect_grace}, but must be greater than 0 and at most 60, or None")
+    if not grace >= 0:
+        raise SettingsError(f"grace is {grace}, but must be 0 or more")
 
 
 @contextmanager

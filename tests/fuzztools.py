@@ -122,6 +122,13 @@ VALUES: dict[str, list[Any]] = {
         json.dumps({_noise(300_000): _noise(300_000)}),
     ],
     "text[]": ["{}", "{null}", '{"",null,"NULL"}', "{{s1},{s2}}", "{" + ",".join(map(str, range(20_000))) + "}"],
+    "timestamp with time zone[]": [
+        "{}",
+        "{null}",
+        "{2026-11-23 00:00:00+00}",
+        "{infinity,-infinity}",
+        "{0001-01-01 00:00:00+00 BC}",
+    ],
     "bigint[]": ["{}", "{null}", "{{1},{2}}", "{9223372036854775807,-9223372036854775808,0}"],
     "uuid": ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"],
 }

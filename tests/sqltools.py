@@ -155,9 +155,11 @@ def claim(
     up_to: int = 10,
     lease: timedelta = timedelta(seconds=30),
     inject: bool = True,
+    *,
+    due_from: datetime | None = None,
 ) -> Claim:
     """Claim what is due."""
-    found = call(db, "claim", worker_id=worker, up_to=up_to, lease=lease, inject=inject)
+    found = call(db, "claim", worker_id=worker, up_to=up_to, lease=lease, inject=inject, due_from=due_from)
     return Claim(
         found[0]["now_at"],
         found[0]["next_due_at"],

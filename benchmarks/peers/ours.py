@@ -53,7 +53,7 @@ class Ours(Peer):
     profiles = {
         "default": {"concurrency": 3, "log": "INFO", "sessions": False},
         "best": {"concurrency": 10, "log": "WARNING", "sessions": False},
-        "throughput": {"concurrency": 100, "log": "WARNING", "sessions": False},
+        "throughput": {"concurrency": 500, "log": "WARNING", "sessions": False},
     }
     unfinished = "select count(*) from pgrecall.session_recalls where status in ('pending', 'running')"
     remark = "bare: a callable agent, the host's own store does nothing"

@@ -326,3 +326,16 @@ def test_an_unknown_name_is_refused_with_those_there_are(arguments: list[str]) -
     answer = CliRunner().invoke(main, arguments)
     assert answer.exit_code == 2
     assert "there are" in answer.output
+
+
+def test_a_later_run_of_some_cells_keeps_what_was_measured_of_the_others() -> None:
+    def record(cell: str, rate: float) -> Record:
+        return Record(cell, "1 process", "raw", "best", 1, {"rate": rate})
+
+    earlier = Results({"peers": {"raw": {}}, "arguments": ["first"]}, [record("idle", 1), record("pickup", 1)])
+    later = Results({"peers": {"ours": {}}, "arguments": ["second"]}, [record("pickup", 2)])
+
+    later.keep(earlier, but={"pickup"})
+
+    assert [(each.cell, each.figures["rate"]) for each in later.records] == [("idle", 1), ("pickup", 2)]
+    assert later.about == {"peers": {"raw": {}, "ours": {}}, "arguments": ["second"], "earlier": [["first"]]}

@@ -39,6 +39,8 @@ drop function if exists pgrecall.schedule_recall(
     integer, text, text, integer, text
 );
 
+drop function if exists pgrecall.claim(text, integer, interval, boolean);
+
 -- It answers one more column now; only claim() calls it.
 drop function if exists pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings);
 

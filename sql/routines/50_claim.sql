@@ -365,127 +365,6 @@ $$;
 comment on function pgrecall._assign(text, timestamptz, boolean, pgrecall.settings, pgrecall.session_recalls[], pgrecall.sessions[], boolean[]) is
     'Gives due recalls and their sessions to a worker, defers those that something stands in the way of, and puts in the messages; texts are what the model is told, in the order of taken. Called by _take, which has locked them.';
 
-create or replace function pgrecall._take_unobstructed(
-    worker_id text,
-    up_to integer,
-    at_time timestamptz,
-    inject boolean,
-    settings pgrecall.settings,
-    out looked integer,
-    out taken pgrecall.session_recalls[],
-    out texts text[],
-    out owners text[],
-    out time_zones text[]
-)
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
--- As for _assign; and an estimate of how many are due would tempt the planner to read whole tables.
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-as $$
-#variable_conflict use_column
-declare
-    v_ids text[];
-    v_owners text[];
-    v_zones text[];
-    v_is_clear boolean;
-begin
-    select
-        count(*),
-        array_agg(due.id),
-        array_agg(due.user_id),
-        array_agg(due.time_zone),
-        bool_and(due.is_clear) and not exists (select from pgrecall.pauses)
-    into looked, v_ids, v_owners, v_zones, v_is_clear
-    from (
-        select
-            recall.id,
-            session.user_id,
-            session.time_zone,
-            -- A session has one pending recall at most, so there is no other one for it among them.
-            recall.status = 'pending'
-                and recall.idle_for_seconds is null
-                -- No suspect, see _is_suspect.
-                and (recall.attempt < recall.max_attempts - 1 or recall.max_attempts = 1)
-                and session.run_id is null
-                and session.holder is null
-                and session.line_until is null
-                and session.wanted_by is null
-                and coalesce(session.max_runs_per_day, (_take_unobstructed.settings).max_runs_per_day) is null
-                as is_clear
-        from pgrecall.session_recalls as recall
-        join pgrecall.sessions as session on session.id = recall.session_id
-        where recall.due_at <= _take_unobstructed.at_time
-        order by recall.due_at
-        limit _take_unobstructed.up_to
-        for no key update of recall, session skip locked
-    ) as due;
-    if v_is_clear is not true then
-        return;
-    end if;
-
-    with claimed as (
-        update pgrecall.session_recalls as recall
-        set status = 'running',
-            run_id = nextval('pgrecall.run_ids'),
-            worker_id = _take_unobstructed.worker_id,
-            claimed_at = _take_unobstructed.at_time,
-            nominal_at = recall.trigger_at,
-            attempt = recall.attempt + 1,
-            not_before = null,
-            paused_at = null,
-            paused_until = null,
-            pause_reason = null,
-            pause_id = null,
-            updated_at = _take_unobstructed.at_time
-        from unnest(v_ids, v_owners, v_zones) as due (id, user_id, time_zone)
-        where recall.id = due.id
-        returning recall, due.user_id, due.time_zone
-    ),
-    taken as (
-        update pgrecall.sessions as session
-        set run_id = (claimed.recall).run_id,
-            holder = _take_unobstructed.worker_id,
-            held_since = _take_unobstructed.at_time,
-            held_until = null,
-            interrupted_by = null
-        from claimed
-        where session.id = (claimed.recall).session_id
-    )
-    select array_agg(claimed.recall), array_agg(claimed.user_id), array_agg(claimed.time_zone)
-    into taken, owners, time_zones
-    from claimed;
-
-    for v_place in 1..looked loop
-        texts[v_place] := pgrecall._model_text(
-            taken[v_place],
-            time_zones[v_place],
-            _take_unobstructed.at_time,
-            (_take_unobstructed.settings).message_template
-        );
-    end loop;
-    if _take_unobstructed.inject then
-        insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
-        select
-            told.session_id,
-            pgrecall.occurrence_message_id(told.id, told.nominal_at),
-            'system',
-            '[Scheduled recall] ' || told.additional_context_message,
-            texts[told.ordinality],
-            jsonb_build_object('recall_id', told.id, 'run_id', told.run_id)
-        from unnest(taken) with ordinality as told
-        -- A further attempt finds it there, and the model is told the attempt and the time of this one.
-        on conflict on constraint message_id_is_unique_in_its_session do update
-        set model_text = excluded.model_text;
-    end if;
-end;
-$$;
-comment on function pgrecall._take_unobstructed(text, integer, timestamptz, boolean, pgrecall.settings) is
-    'The short way of _take, for what is nearly always so: nothing stands in the way of any recall that is due. If something does, or somebody is paused, nothing is taken (taken is null); looked is how many are due in any case. owners and time_zones are of the sessions, in the order of taken. Does to a recall and its session exactly what _assign does. Called by claim. Locks: due recalls and their sessions, skipping locked ones.';
-
 create or replace function pgrecall._take(
     worker_id text,
     up_to integer,
@@ -574,7 +453,8 @@ create or replace function pgrecall.claim(
     worker_id text,
     up_to integer,
     lease interval default interval '30 seconds',
-    inject boolean default true
+    inject boolean default true,
+    due_from timestamptz default '-infinity'
 )
 returns table (
     now_at timestamptz,
@@ -606,12 +486,27 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+-- Planning costs more than doing here, and all is a few rows by their keys, or the front of an index, whatever the
+-- arguments and the statistics are. An estimate of how many are due would tempt the planner to read whole tables.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := pgrecall.clock();
+    v_from timestamptz := coalesce(claim.due_from, '-infinity');
+    v_paused_at timestamptz;
+    v_paused_until timestamptz;
+    v_max_runs_per_day integer;
+    v_template text;
     v_settings pgrecall.settings;
-    v_paused boolean;
+    v_is_paused boolean;
+    v_has_expired boolean;
+    v_has_due boolean;
+    v_is_clear boolean;
+    v_ids text[];
     v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
     v_texts text[] := array[]::text[];
     v_owners text[];
@@ -626,9 +521,9 @@ declare
     v_next_lease timestamptz;
     v_next_of_others timestamptz;
     v_has_others boolean;
+    v_seen_at timestamptz;
     v_has_news boolean := false;
     v_has_told boolean := false;
-    v_next_delivery timestamptz;
     v_armed bigint;
     v_register bigint;
     v_recall pgrecall.session_recalls;
@@ -636,6 +531,10 @@ begin
     if claim.up_to is null or claim.up_to < 0 then
         raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
             using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
+    end if;
+    if claim.worker_id is null or length(claim.worker_id) not between 1 and 255 then
+        raise exception 'worker_id has % characters, but must have 1 to 255', coalesce(length(claim.worker_id)::text, 'no')
+            using errcode = 'PR005', hint = 'It names the worker, for example by its host and process.';
     end if;
     if claim.lease is null or claim.lease not between interval '1 millisecond' and interval '1 day' then
         perform pgrecall._check_lease(claim.lease);
@@ -645,16 +544,33 @@ begin
             current_setting('transaction_isolation')
             using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall.';
     end if;
-    select known.*
-    into strict v_settings
+    -- As few statements as there can be: a worker that wakes up finds none of this in the processor's caches, and each
+    -- of them costs more than what it does.
+    select
+        known.paused_at,
+        known.paused_until,
+        known.max_runs_per_day,
+        known.message_template,
+        known.timeout_seconds,
+        known.silent_token,
+        exists (select from pgrecall.workers as w where w.lease_until <= v_now),
+        exists (
+            select
+            from pgrecall.session_recalls as due
+            where due.due_at <= v_now
+                and due.due_at >= case when known.paused_at is null then v_from else '-infinity' end
+        )
+    into strict
+        v_paused_at, v_paused_until, v_max_runs_per_day, v_template, default_timeout_seconds, silent_token,
+        v_has_expired, v_has_due
     from pgrecall.settings as known;
-    v_paused := coalesce(v_settings.paused_at <= v_now and coalesce(v_settings.paused_until, 'infinity') > v_now, false);
+    if v_paused_at is not null then
+        -- What became due while all was paused is still there, and nobody was told of it.
+        v_from := '-infinity';
+    end if;
+    v_is_paused := coalesce(v_paused_at <= v_now and coalesce(v_paused_until, 'infinity') > v_now, false);
 
-    if exists (
-        select
-        from pgrecall.workers as w
-        where w.lease_until <= v_now
-    ) then
+    if v_has_expired then
         -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it
         -- does not know of, because the answer of an earlier claim() got lost. If another worker is giving them back
         -- right now it waits here, where it holds nothing that the other one may want.
@@ -665,36 +581,112 @@ begin
         for update;
         perform pgrecall._expire_leases();
         v_made_due := true;
+        v_has_due := true;
+        v_from := '-infinity';
     end if;
 
     -- 1. Take what is due. Both rows are locked or the pair is passed over, so that the session's state is the latest
     --    and cannot change before we commit. A session that is taken makes the recall wait, out of the eligible set.
-    if claim.up_to > 0
-        and not v_paused
-        and exists (
-            select
-            from pgrecall.session_recalls as due
-            where due.due_at <= v_now
-        )
-    then
+    if claim.up_to > 0 and v_has_due and not v_is_paused then
         begin
-            select took.looked, took.taken, took.texts, took.owners, took.time_zones
-            into v_looked, v_claimed, v_texts, v_owners, v_zones
-            from pgrecall._take_unobstructed(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
-            if v_claimed is null then
-                v_claimed := array[]::pgrecall.session_recalls[];
-                v_texts := array[]::text[];
-                if v_looked > 0 then
-                    select took.looked, took.has_paused, took.taken, took.texts, took.put_off
-                    into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
-                    from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
+            select
+                count(*),
+                array_agg(due.id),
+                array_agg(due.user_id),
+                array_agg(due.time_zone),
+                bool_and(due.is_clear) and not exists (select from pgrecall.pauses)
+            into v_looked, v_ids, v_owners, v_zones, v_is_clear
+            from (
+                select
+                    recall.id,
+                    session.user_id,
+                    session.time_zone,
+                    -- A session has one pending recall at most, so there is no other one for it among them.
+                    recall.status = 'pending'
+                        and recall.idle_for_seconds is null
+                        -- No suspect, see _is_suspect.
+                        and (recall.attempt < recall.max_attempts - 1 or recall.max_attempts = 1)
+                        and session.run_id is null
+                        and session.holder is null
+                        and session.line_until is null
+                        and session.wanted_by is null
+                        and coalesce(session.max_runs_per_day, v_max_runs_per_day) is null
+                        as is_clear
+                from pgrecall.session_recalls as recall
+                join pgrecall.sessions as session on session.id = recall.session_id
+                where recall.due_at <= v_now
+                    and recall.due_at >= v_from
+                order by recall.due_at
+                limit claim.up_to
+                for no key update of recall, session skip locked
+            ) as due;
+            if v_is_clear then
+                -- The short way: nothing stands in the way of any of them, as is nearly always so. It does to a recall
+                -- and its session exactly what _assign does.
+                with claimed as (
+                    update pgrecall.session_recalls as recall
+                    set status = 'running',
+                        run_id = nextval('pgrecall.run_ids'),
+                        worker_id = claim.worker_id,
+                        claimed_at = v_now,
+                        nominal_at = recall.trigger_at,
+                        attempt = recall.attempt + 1,
+                        not_before = null,
+                        paused_at = null,
+                        paused_until = null,
+                        pause_reason = null,
+                        pause_id = null,
+                        stopped_by = null,
+                        stop_reason = null,
+                        after_stop = null,
+                        updated_at = v_now
+                    from unnest(v_ids, v_owners, v_zones) as due (id, user_id, time_zone)
+                    where recall.id = due.id
+                    returning recall, due.user_id, due.time_zone
+                ),
+                taken as (
+                    update pgrecall.sessions as session
+                    set run_id = (claimed.recall).run_id,
+                        holder = claim.worker_id,
+                        held_since = v_now,
+                        held_until = null,
+                        interrupted_by = null
+                    from claimed
+                    where session.id = (claimed.recall).session_id
+                )
+                select array_agg(claimed.recall), array_agg(claimed.user_id), array_agg(claimed.time_zone)
+                into v_claimed, v_owners, v_zones
+                from claimed;
+                for v_place in 1..v_looked loop
+                    v_texts[v_place] := pgrecall._model_text(v_claimed[v_place], v_zones[v_place], v_now, v_template);
+                end loop;
+                if claim.inject then
+                    insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
+                    select
+                        told.session_id,
+                        pgrecall.occurrence_message_id(told.id, told.nominal_at),
+                        'system',
+                        '[Scheduled recall] ' || told.additional_context_message,
+                        v_texts[told.ordinality],
+                        jsonb_build_object('recall_id', told.id, 'run_id', told.run_id)
+                    from unnest(v_claimed) with ordinality as told
+                    -- A further attempt finds it there, and the model is told the attempt and the time of this one.
+                    on conflict on constraint message_id_is_unique_in_its_session do update
+                    set model_text = excluded.model_text;
                 end if;
+            elsif v_looked > 0 then
+                v_owners := null;
+                v_settings := (select known from pgrecall.settings as known);
+                select took.looked, took.has_paused, took.taken, took.texts, took.put_off
+                into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
+                from pgrecall._take(claim.worker_id, claim.up_to, v_now, claim.inject, v_settings) as took;
             end if;
         exception
             when others then
                 if not pgrecall._is_about_a_row(sqlstate) then
                     raise;
                 end if;
+                v_settings := (select known from pgrecall.settings as known);
                 v_looked := 0;
                 v_claimed := array[]::pgrecall.session_recalls[];
                 v_texts := array[]::text[];
@@ -759,47 +751,61 @@ begin
         end if;
     end if;
 
-    -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are. The
-    --    others are told when it begins, so that somebody watches over its lifelines (52_lifelines.sql).
+    -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are.
     if cardinality(v_claimed) > 0 then
-        perform pg_notify('pgrecall', 'watch')
-        where not exists (
-            select
-            from pgrecall.workers as w
-            where w.id = claim.worker_id
-                and w.lease_until is not null
-        )
-            and exists (
+        update pgrecall.workers as w
+        set seen_at = v_now,
+            lease_until = case
+                when w.lease_until > v_now + claim.lease * 0.66 then w.lease_until
+                else v_now + claim.lease
+            end
+        where w.id = claim.worker_id
+            and w.lease_until is not null;
+        if not found then
+            -- It begins: the others are told, so that somebody watches over its lifelines (52_lifelines.sql).
+            perform pg_notify('pgrecall', 'watch')
+            where exists (
                 select
                 from pgrecall.workers as w
                 where w.id <> claim.worker_id
                     and w.incarnation is not null
             );
-        insert into pgrecall.workers as w (id, lease_until, concurrency)
-        values (claim.worker_id, v_now + claim.lease, claim.up_to)
-        on conflict (id) do update
-        set seen_at = v_now,
-            lease_until = case
-                when w.lease_until > v_now + claim.lease * 0.66 then w.lease_until
-                else v_now + claim.lease
-            end;
+            insert into pgrecall.workers (id, lease_until, concurrency)
+            values (claim.worker_id, v_now + claim.lease, claim.up_to)
+            on conflict (id) do update
+            set seen_at = v_now,
+                lease_until = excluded.lease_until;
+        end if;
     end if;
 
     -- 3. Unless there may be more to take: when is the next one due? Only a look under the wake-up lock, in a
     --    statement of its own, is sure to have seen everything ("settled"); otherwise the caller looks again soon.
     --    A worker that has work does not wait for the lock.
-    if v_paused then
+    if v_is_paused then
         -- Nothing that is due can run, so nobody waits for it; the end of the pause is announced (settings_update), or
         -- comes at paused_until. The register stays as it is: everybody looks again then, before it counts.
         v_settled := true;
-        v_next := v_settings.paused_until;
     elsif v_looked < claim.up_to or claim.up_to = 0 then
         v_settled := pg_try_advisory_xact_lock(8099568234633718892)
             or v_looked = 0 and pgrecall._lock_for_peek(25);
-        select min(recall.due_at)
-        into v_next
-        from pgrecall.session_recalls as recall
-        where recall.due_at is not null;
+    end if;
+    select
+        (
+            select min(recall.due_at)
+            from pgrecall.session_recalls as recall
+            where recall.due_at >= v_from
+                and (v_looked < claim.up_to or claim.up_to = 0)
+        ),
+        (select min(pending.next_at) from pgrecall.deliveries as pending where pending.next_at is not null),
+        min(w.lease_until) filter (where w.id <> claim.worker_id and w.lease_until < v_now + interval '1 day'),
+        min(w.lease_until),
+        bool_or(w.id <> claim.worker_id),
+        max(w.seen_at) filter (where w.id = claim.worker_id)
+    into v_next, next_delivery_at, v_next_lease, v_next_of_others, v_has_others, v_seen_at
+    from pgrecall.workers as w;
+    if v_is_paused then
+        v_next := v_paused_until;
+    elsif v_looked < claim.up_to or claim.up_to = 0 then
         if v_settled then
             v_armed := case
                 when v_next is null then 253402300800000000
@@ -824,12 +830,7 @@ begin
         end if;
     end if;
     if v_settled or v_looked < claim.up_to or claim.up_to = 0 then
-        select
-            min(w.lease_until) filter (where w.id <> claim.worker_id and w.lease_until < v_now + interval '1 day'),
-            least(v_next, min(w.lease_until)),
-            bool_or(w.id <> claim.worker_id)
-        into v_next_lease, v_next_of_others, v_has_others
-        from pgrecall.workers as w;
+        v_next_of_others := least(v_next, v_next_of_others);
         -- Whoever hears it forgets what it was armed for (docs/wake-up.md, "The herd"): so it is said with the lock held
         -- until it is out, and of what this transaction says it is the last. (Its triggers say what is due no earlier.)
         if v_has_news and v_has_others and coalesce(v_next_of_others, 'infinity') > v_now then
@@ -848,28 +849,20 @@ begin
         end if;
         v_next := least(v_next, v_next_lease);
     end if;
-    if v_looked > 0 and not v_has_told then
-        perform setval('pgrecall.untold', 1)
-        where pg_sequence_last_value('pgrecall.untold') is distinct from 1;
+    if v_looked > 0 and not v_has_told and pg_sequence_last_value('pgrecall.untold') is distinct from 1 then
+        perform setval('pgrecall.untold', 1);
     end if;
 
-    update pgrecall.workers
-    set seen_at = v_now
-    where workers.id = claim.worker_id
-        and workers.seen_at < v_now - interval '30 seconds';
-
-    select min(pending.next_at)
-    into v_next_delivery
-    from pgrecall.deliveries as pending
-    where pending.next_at is not null;
+    if v_seen_at < v_now - interval '30 seconds' then
+        update pgrecall.workers
+        set seen_at = v_now
+        where workers.id = claim.worker_id;
+    end if;
 
     -- Assigned one by one: a query over the whole array costs more than it does.
     now_at := pgrecall.clock();
     next_due_at := v_next;
     settled := v_settled;
-    next_delivery_at := v_next_delivery;
-    default_timeout_seconds := v_settings.timeout_seconds;
-    silent_token := v_settings.silent_token;
     v_claimed := v_claimed || v_deferred;
     for v_place in 1..greatest(cardinality(v_claimed), 1) loop
         v_recall := v_claimed[v_place];
@@ -906,8 +899,8 @@ begin
     end loop;
 end;
 $$;
-comment on function pgrecall.claim(text, integer, interval, boolean) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
+comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. due_from spares it the entries that a long open snapshot keeps in the index: nothing that was due before it is left, says a worker whose last look was settled and who has heard of nothing earlier since. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

@@ -417,7 +417,7 @@ begin
         where given.outcome is null
             or given.outcome not in ('success', 'silent')
     ) then
-        raise exception 'an outcome in % is neither success nor silent', left(finish_unobstructed.outcomes::text, 100)
+        raise exception 'outcomes is %, but each of them must be success or silent', left(finish_unobstructed.outcomes::text, 100)
             using errcode = 'PR005', hint = 'finish() takes the others, one by one.';
     end if;
     v_silent_token := (select known.silent_token from pgrecall.settings as known);

@@ -405,6 +405,7 @@ def test_set_back_to_pending_by_hand_while_it_runs(ear: Ear) -> None:
     change(db, name, status="pending")
     assert ear.heard() == [f"stop {run['run_id']}"]
     assert claim(db, "w2").runs == []
+    ear.heard()
     answer = finish(db, run, "interrupted")
     assert (answer["status"], answer["due_at"], answer["attempt"]) == ("pending", NOW, 0)
     assert ear.heard() == [f"due {int(NOW.timestamp()) * 1000000}"]

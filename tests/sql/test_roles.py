@@ -109,7 +109,6 @@ _spread_pause                       invoker  -
 _stop                               invoker  -
 _stop_text                          invoker  -
 _take                               invoker  -
-_take_unobstructed                  invoker  -
 _time_expression                    invoker  -
 _wanted_from                        invoker  -
 _watch_next                         definer  worker

@@ -37,10 +37,13 @@ from sqltools import (
     recall,
     rows,
     session,
+    set_clock,
     value,
     wait_until,
     wait_until_blocked,
 )
+
+from pgrecall._listener import Front
 
 LOCK = 8099568234633718892
 NOBODY_ARMED = 253402300800000000
@@ -525,6 +528,12 @@ class Timer:
             self._due = min(self._due, int(argument))
 
 
+def note(front: Front, message: str) -> None:
+    """Let it know of what is due, as a worker does."""
+    if message.startswith("due "):
+        front.heard(int(message.removeprefix("due ")))
+
+
 class Sleeper:
     """A sleeping worker: armed by a settled claim, and by the messages that came since the claim began."""
 
@@ -534,31 +543,47 @@ class Sleeper:
         self.db = self.ear.connection
         call(self.db, "register_worker", worker_id=name, concurrency=10)
         self._timer: Timer | None = None
+        self._front = Front()
 
     def look(self, up_to: int = 10) -> list[Row]:
         """Claim once and, if the answer is certain, fall asleep until the time it names."""
-        self.ear.heard()
-        found = claim(self.db, self.name, up_to)
+        self._hear()
+        found = claim(self.db, self.name, up_to, due_from=self._front.look())
         self.arm(found)
         return found.runs
 
     def arm(self, found: Claim) -> None:
         """Fall asleep with a known answer; stay awake if it was not certain."""
         self._timer = Timer(self.name, found) if found.settled else None
+        if found.settled and (found.next_due_at is None or found.next_due_at > found.now_at):
+            self._front.looked(found.next_due_at)
+
+    def _hear(self) -> None:
+        for message in self.ear.heard():
+            note(self._front, message)
+            if self._timer is not None:
+                self._timer.hear(message)
 
     def wakes_at(self) -> int:
         """Return when it wakes, in microseconds since 1970, after all messages so far."""
-        if self._timer is None:
-            return 0
-        for message in self.ear.heard():
-            self._timer.hear(message)
-        return self._timer.at
+        self._hear()
+        return 0 if self._timer is None else self._timer.at
+
+    def looks_from(self) -> int:
+        """Return from when on its next look will look, in microseconds since 1970."""
+        self._hear()
+        at = self._front.look()
+        return 0 if at is None else microseconds(at)
 
 
 def is_covered(db: psycopg.Connection, sleepers: list[Sleeper]) -> bool:
     """Tell whether every sleeper wakes no later than each committed eligible recall is due."""
     eligible = rows(db, "select due_at from pgrecall.session_recalls where due_at is not null")
-    return all(sleeper.wakes_at() <= microseconds(one["due_at"]) for sleeper in sleepers for one in eligible)
+    return all(
+        max(sleeper.wakes_at(), sleeper.looks_from()) <= microseconds(one["due_at"])
+        for sleeper in sleepers
+        for one in eligible
+    )
 
 
 class Scene:
@@ -607,7 +632,7 @@ def be_patient(db: psycopg.Connection) -> None:
     mutate(db, CLAIM, [("_lock_for_peek(25)", "_lock_for_peek(9999)")])
 
 
-CLAIM = "pgrecall.claim(text, integer, interval, boolean)"
+CLAIM = "pgrecall.claim(text, integer, interval, boolean, timestamptz)"
 ANNOUNCE = "pgrecall._announce_due()"
 
 # Races
@@ -897,9 +922,9 @@ TRY_LOCK = f"if pg_try_advisory_xact_lock_shared({LOCK}) then"
 SETTLE = f"""v_settled := pg_try_advisory_xact_lock({LOCK})
             or v_looked = 0 and pgrecall._lock_for_peek(25);"""
 PEEK = """select min(recall.due_at)
-        into v_next
-        from pgrecall.session_recalls as recall
-        where recall.due_at is not null;"""
+            from pgrecall.session_recalls as recall
+            where recall.due_at >= v_from
+                and (v_looked < claim.up_to or claim.up_to = 0)"""
 TELL = "if v_has_news and v_has_others and"
 LOOKED = "v_next := least(v_next, v_next_lease);"
 REGISTER = "if v_due >= pg_sequence_last_value('pgrecall.armed_until') then"
@@ -964,16 +989,21 @@ MUTATIONS: list[tuple[str, str, list[tuple[str, str]], Race]] = [
         [(SETTLE, "v_settled := true;")],
         claims_the_earliest_while_a_decided_insert_is_open,
     ),
-    ("read before the lock", CLAIM, [(PEEK, ""), (SETTLE, PEEK + "\n" + SETTLE)], looks_while_a_producer_commits),
+    (
+        "read before the lock",
+        CLAIM,
+        [(PEEK, "v_next"), (SETTLE, f"v_next := ({PEEK}); {SETTLE}")],
+        looks_while_a_producer_commits,
+    ),
     (
         "locked rows are not waited for",
         CLAIM,
         [
             (
                 PEEK,
-                """select min(free.due_at) into v_next
+                """select min(free.due_at)
                 from (select recall.due_at from pgrecall.session_recalls as recall
-                    where recall.due_at is not null for no key update skip locked) as free;""",
+                    where recall.due_at is not null for no key update skip locked) as free""",
             )
         ],
         looks_while_somebody_has_the_earliest_row_locked,
@@ -1096,21 +1126,27 @@ def sleep_and_run(dsn: str, name: str, done: threading.Event) -> int:
     with psycopg.connect(dsn, autocommit=True) as db, psycopg.connect(dsn, autocommit=True) as ear:
         call(db, "register_worker", worker_id=name, concurrency=2)
         ear.execute("listen pgrecall")
+        front = Front()
         while not done.is_set():
             looks += 1
-            found = claim(db, name, up_to=2)
+            for message in ear.notifies(timeout=0):
+                note(front, message.payload)
+            found = claim(db, name, up_to=2, due_from=front.look())
             for run in found.runs:
                 finish(db, run)
             if found.runs or found.deferred:
                 continue
             now = microseconds(found.now_at)
             timer = Timer(name, found)
+            if found.settled and timer.at > now:
+                front.looked(found.next_due_at)
             soon = now + (5_000 if found.settled else 10_000)
             is_certain = found.settled and timer.at > now
             while (left := (timer.at if is_certain else soon) - microseconds(datetime.now(UTC))) > 0:
                 for message in ear.notifies(timeout=min(left / 1e6, 3600), stop_after=1):
                     if message.payload == "test is over":
                         return looks
+                    note(front, message.payload)
                     timer.hear(message.payload)
     return looks
 
@@ -1146,3 +1182,73 @@ def test_random_traffic_leaves_nothing_overdue(database: str, connections: Calla
         {"outcome": "success"}
     ]
     assert sum(looks) < 100 * len(late)
+
+
+# Where a look begins
+
+
+def test_a_look_leaves_out_what_is_due_before_the_time_that_it_begins_at(db: psycopg.Connection) -> None:
+    now = datetime.now(UTC)
+    add(db, "s1", now - 2 * HOUR)
+    add(db, "s2", now - HOUR)
+
+    found = claim(db, due_from=now - 2 * HOUR + SECOND)
+
+    assert [run["session_id"] for run in found.runs] == ["s2"]
+    assert found.next_due_at is None
+    assert [run["session_id"] for run in claim(db).runs] == ["s1"]
+
+
+def test_what_became_due_while_all_was_paused_is_found_wherever_a_look_begins(db: psycopg.Connection) -> None:
+    add(db, "s1", datetime.now(UTC) - HOUR)
+    db.execute("select pgrecall.pause_all('an incident', pgrecall.clock() + interval '1 minute')")
+    paused = claim(db)
+    assert (paused.settled, paused.runs) == (True, [])
+    set_clock(db, datetime.now(UTC) + HOUR)
+
+    assert len(claim(db, due_from=paused.next_due_at).runs) == 1
+
+
+def test_what_a_dead_worker_had_is_found_wherever_a_look_begins(db: psycopg.Connection) -> None:
+    now = datetime.now(UTC)
+    add(db, "s1", now - HOUR)
+    assert len(claim(db, "w1", lease=SECOND).runs) == 1
+    set_clock(db, now + MINUTE)
+
+    assert len(claim(db, "w2", due_from=now + SECOND).runs) == 1
+    assert claim(db, "w3", due_from=now + SECOND).next_due_at is not None  # the lease of w2
+
+
+def test_the_front_is_where_the_last_look_has_seen_everything_before() -> None:
+    front, at = Front(), datetime(2030, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
+    assert front.look() is None
+    front.looked(at)
+    assert front.look() == at
+    front.looked(None)
+    assert front.look() == datetime.max.replace(tzinfo=UTC)
+
+
+def test_the_front_moves_back_to_what_is_heard_also_during_a_look() -> None:
+    front, at = Front(), datetime(2030, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
+    front.look()
+    front.heard(microseconds(at))
+    front.looked(at + HOUR)
+    assert front.look() == at
+    front.heard(microseconds(at - HOUR))
+    assert front.look() == at - HOUR
+
+
+@pytest.mark.parametrize("heard", [0, -5])
+def test_the_front_is_everywhere_when_something_is_due_at_an_unknown_time(heard: int) -> None:
+    front = Front()
+    front.looked(datetime.now(UTC))
+    front.heard(heard)
+    assert front.look() is None
+
+
+def test_the_front_is_everywhere_when_messages_may_be_lost() -> None:
+    front = Front()
+    front.look()
+    front.forget()
+    front.looked(datetime.now(UTC))
+    assert front.look() is None

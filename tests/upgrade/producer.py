@@ -45,7 +45,6 @@ def main(dsn: str, name: str) -> None:
     ids: list[str] = []
     errors: list[str] = []
     with pgrecall.SyncRecallScheduler(dsn) as scheduler:
-
         stop = threading.Event()
 
         def use(number: int) -> None:
