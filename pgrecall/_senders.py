@@ -17,8 +17,7 @@ from pgrecall.database import AsyncDatabase, answered_within
 from pgrecall.errors import RecallError
 from pgrecall.telemetry import logger
 
-#: Seconds for which an answer counts. The system gives a process id again when its owner has ended, and that is not said
-#: to anybody.
+#: Seconds for which an answer counts: the system gives a process id again when its owner has ended, and tells nobody.
 _COUNTS_FOR = 600.0
 
 #: The most workers' processes and the most strangers that are remembered, and the most strangers in one question.

@@ -31,5 +31,5 @@ def hold() -> None:
 if __name__ == "__main__":
     hold()
     del sys.argv[0]
-    sys.path[0] = os.getcwd()
+    sys.path[0] = str(Path.cwd())
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

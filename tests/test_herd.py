@@ -15,8 +15,8 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqltools import add, microseconds, outcomes, row, value, wait_until
 from roletools import logins
+from sqltools import add, microseconds, outcomes, row, value, wait_until
 from upgrade.previous import RELEASES, Previous
 from workerprocess import Start, WorkerProcess, now, worker_processes
 from workertools import Recorder, Sql, sql, until, working

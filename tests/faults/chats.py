@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from leash import LEASHED
 from psycopg.types.json import Jsonb
 
 from faults import postgres
 from faults.accounting import Verdict, summary
 from faults.chatting import SESSIONS
 from faults.processes import START_SECONDS, Settings, WorkerProcess
-from leash import LEASHED
 from pgrecall.embedded import EmbeddedPostgres
 
 _ROOT = Path(__file__).resolve().parents[2]

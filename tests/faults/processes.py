@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from faults import clock
 from leash import LEASHED
+
+from faults import clock
 
 _ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
