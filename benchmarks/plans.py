@@ -43,6 +43,9 @@ _FILL = """
     insert into pgrecall.sessions (id) select 'free' || n from generate_series(1, 100) as n
 """
 
+#: Which of the free sessions a recall is for, so that no session gets two.
+_PLACES = {"later": 0, "now": 30, "together": 60}
+
 _SETTINGS = {
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_nested_statements": "on",
@@ -73,7 +76,7 @@ def explained(dsn: str) -> dict[str, str]:
             connection.execute("select set_config(%s, %s, false)", [name, value])
         heard: list[str] = []
         connection.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
-        return {name: _told(plans) for name, plans in _by_step(connection, heard)}
+        return {name: _told(plans) for name, plans in _by_step(connection, heard) if name}
 
 
 def _by_step(connection: psycopg.Connection[Any], heard: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -96,7 +99,7 @@ def _steps(connection: psycopg.Connection[Any], number: int) -> Iterator[str]:
     )
 
     def inserted(prefix: str, ahead: str) -> None:
-        values = {"id": f"{prefix}{number}", "session": f"free{number + (0 if prefix == 'later' else 50)}"}
+        values = {"id": f"{prefix}{number}", "session": f"free{number + _PLACES[prefix]}"}
         connection.execute(insert.format(**{name: sql.Literal(value) for name, value in values.items()}, ahead=ahead))
 
     connection.execute("select * from pgrecall.claim('plans', 10)")
@@ -112,6 +115,13 @@ def _steps(connection: psycopg.Connection[Any], number: int) -> Iterator[str]:
         "select * from pgrecall.finish(%s, %s, 'success', append_reply => true, reply => 'done')", recall
     )
     yield "finish"
+    inserted("together", "0")
+    (recall,) = connection.execute("select run_id from pgrecall.claim('plans', 1)").fetchall()
+    yield ""  # as above
+    connection.execute(
+        "select * from pgrecall.finish_unobstructed(array[%s]::bigint[], '{success}', '{null}', '{done}', true)", recall
+    )
+    yield "finish_together"
     connection.execute("select pgrecall.renew('plans', '30 seconds')")
     yield "renew"
 

@@ -449,6 +449,29 @@ $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
     'Takes due recalls and their sessions for a worker as _assign says; those whose session or user is paused are paused in place of taken (has_paused: perhaps some were). looked is how many others were due. Called by claim. Locks: due recalls and their sessions, then pauses, skipping locked ones.';
 
+create or replace function pgrecall._refuse_claim(worker_id text, up_to integer, lease interval)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if up_to is null or up_to < 0 then
+        raise exception 'up_to is %, but must be 0 or more', coalesce(up_to::text, 'null')
+            using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
+    elsif worker_id is null or length(worker_id) not between 1 and 255 then
+        raise exception 'worker_id has % characters, but must have 1 to 255', coalesce(length(worker_id)::text, 'no')
+            using errcode = 'PR005', hint = 'It names the worker, for example by its host and process.';
+    end if;
+    perform pgrecall._check_lease(lease);
+    raise exception 'claim() needs the isolation level read committed, this transaction is %',
+        current_setting('transaction_isolation')
+        using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall.';
+end;
+$$;
+comment on function pgrecall._refuse_claim(text, integer, interval) is
+    'Says what is wrong with the arguments of claim(), or with the isolation level. Called by claim. Raises: PR005.';
+
 create or replace function pgrecall.claim(
     worker_id text,
     up_to integer,
@@ -501,6 +524,8 @@ declare
     v_paused_until timestamptz;
     v_max_runs_per_day integer;
     v_template text;
+    v_timeout_seconds integer;
+    v_silent_token text;
     v_settings pgrecall.settings;
     v_is_paused boolean;
     v_has_expired boolean;
@@ -519,6 +544,7 @@ declare
     v_settled boolean := false;
     v_next timestamptz;
     v_next_lease timestamptz;
+    v_next_delivery timestamptz;
     v_next_of_others timestamptz;
     v_has_others boolean;
     v_seen_at timestamptz;
@@ -528,21 +554,13 @@ declare
     v_register bigint;
     v_recall pgrecall.session_recalls;
 begin
-    if claim.up_to is null or claim.up_to < 0 then
-        raise exception 'up_to is %, but must be 0 or more', coalesce(claim.up_to::text, 'null')
-            using errcode = 'PR005', hint = 'Give the number of free slots; with 0 claim() only tells when to look again.';
-    end if;
-    if claim.worker_id is null or length(claim.worker_id) not between 1 and 255 then
-        raise exception 'worker_id has % characters, but must have 1 to 255', coalesce(length(claim.worker_id)::text, 'no')
-            using errcode = 'PR005', hint = 'It names the worker, for example by its host and process.';
-    end if;
-    if claim.lease is null or claim.lease not between interval '1 millisecond' and interval '1 day' then
-        perform pgrecall._check_lease(claim.lease);
-    end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'claim() needs the isolation level read committed, this transaction is %',
-            current_setting('transaction_isolation')
-            using errcode = 'PR005', hint = 'With one snapshot for all its statements it could overlook a recall.';
+    if (
+        claim.up_to >= 0
+        and length(claim.worker_id) between 1 and 255
+        and claim.lease between interval '1 millisecond' and interval '1 day'
+        and current_setting('transaction_isolation') = 'read committed'
+    ) is not true then
+        perform pgrecall._refuse_claim(claim.worker_id, claim.up_to, claim.lease);
     end if;
     -- As few statements as there can be: a worker that wakes up finds none of this in the processor's caches, and each
     -- of them costs more than what it does.
@@ -561,8 +579,8 @@ begin
                 and due.due_at >= case when known.paused_at is null then v_from else '-infinity' end
         )
     into strict
-        v_paused_at, v_paused_until, v_max_runs_per_day, v_template, default_timeout_seconds, silent_token,
-        v_has_expired, v_has_due
+        v_paused_at, v_paused_until, v_max_runs_per_day, v_template, v_timeout_seconds, v_silent_token, v_has_expired,
+        v_has_due
     from pgrecall.settings as known;
     if v_paused_at is not null then
         -- What became due while all was paused is still there, and nobody was told of it.
@@ -654,12 +672,13 @@ begin
                     from claimed
                     where session.id = (claimed.recall).session_id
                 )
-                select array_agg(claimed.recall), array_agg(claimed.user_id), array_agg(claimed.time_zone)
-                into v_claimed, v_owners, v_zones
+                select
+                    array_agg(claimed.recall),
+                    array_agg(claimed.user_id),
+                    array_agg(claimed.time_zone),
+                    array_agg(pgrecall._model_text(claimed.recall, claimed.time_zone, v_now, v_template))
+                into v_claimed, v_owners, v_zones, v_texts
                 from claimed;
-                for v_place in 1..v_looked loop
-                    v_texts[v_place] := pgrecall._model_text(v_claimed[v_place], v_zones[v_place], v_now, v_template);
-                end loop;
                 if claim.inject then
                     insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
                     select
@@ -801,7 +820,7 @@ begin
         min(w.lease_until),
         bool_or(w.id <> claim.worker_id),
         max(w.seen_at) filter (where w.id = claim.worker_id)
-    into v_next, next_delivery_at, v_next_lease, v_next_of_others, v_has_others, v_seen_at
+    into v_next, v_next_delivery, v_next_lease, v_next_of_others, v_has_others, v_seen_at
     from pgrecall.workers as w;
     if v_is_paused then
         v_next := v_paused_until;
@@ -859,44 +878,48 @@ begin
         where workers.id = claim.worker_id;
     end if;
 
-    -- Assigned one by one: a query over the whole array costs more than it does.
-    now_at := pgrecall.clock();
-    next_due_at := v_next;
-    settled := v_settled;
-    v_claimed := v_claimed || v_deferred;
-    for v_place in 1..greatest(cardinality(v_claimed), 1) loop
-        v_recall := v_claimed[v_place];
-        if v_owners is not null then
-            user_id := v_owners[v_place];
-            time_zone := v_zones[v_place];
-        else
-            select owner.user_id, owner.time_zone
-            into user_id, time_zone
-            from pgrecall.sessions as owner
-            where owner.id = v_recall.session_id;
-        end if;
-        run_id := v_recall.run_id;
-        recall_id := v_recall.id;
-        session_id := v_recall.session_id;
-        call_type := v_recall.call_type;
-        nominal_at := v_recall.nominal_at;
-        next_at := case
-            when v_recall.call_type = 'recurring'
-                then pgrecall._next_occurrence(v_recall, greatest(v_recall.nominal_at, v_now))
-        end;
-        attempt := v_recall.attempt;
-        max_attempts := v_recall.max_attempts;
-        deferrals := v_recall.deferrals;
-        timeout_seconds := v_recall.timeout_seconds;
-        additional_context_message := v_recall.additional_context_message;
-        internal_comment := v_recall.internal_comment;
-        metadata := v_recall.metadata;
-        model_text := v_texts[v_place];
-        time_zone := coalesce(v_recall.time_zone, time_zone, 'UTC');
-        chain_depth := v_recall.chain_depth;
-        defer_reason := case when v_recall.run_id is null then v_recall.defer_reason end;
-        return next;
-    end loop;
+    return query
+    select
+        pgrecall.clock(),
+        v_next,
+        v_settled,
+        v_next_delivery,
+        recall.run_id,
+        recall.id,
+        recall.session_id,
+        owner.user_id,
+        recall.call_type,
+        recall.nominal_at,
+        case
+            when recall.call_type = 'recurring'
+                then pgrecall._next_occurrence(
+                    (v_claimed || v_deferred)[recall.ordinality], greatest(recall.nominal_at, v_now)
+                )
+        end,
+        recall.attempt,
+        recall.max_attempts,
+        recall.deferrals,
+        recall.timeout_seconds,
+        v_timeout_seconds,
+        v_silent_token,
+        recall.additional_context_message,
+        recall.internal_comment,
+        recall.metadata,
+        v_texts[recall.ordinality],
+        coalesce(recall.time_zone, owner.time_zone, 'UTC'),
+        recall.chain_depth,
+        case when recall.run_id is null then recall.defer_reason end
+    from (select 1) as always
+    left join unnest(v_claimed || v_deferred) with ordinality as recall on true
+    left join lateral (
+        select v_owners[recall.ordinality] as user_id, v_zones[recall.ordinality] as time_zone
+        where v_owners is not null
+        union all
+        select session.user_id, session.time_zone
+        from pgrecall.sessions as session
+        where session.id = recall.session_id
+            and v_owners is null
+    ) as owner on true;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is

@@ -96,6 +96,7 @@ _purge_runs                         invoker  -
 _queue_delivery                     invoker  -
 _record_deleted                     invoker  -
 _record_missed                      invoker  -
+_refuse_claim                       invoker  -
 _refuse_second_recall               invoker  producer operator user
 _refuse_status                      invoker  producer operator user
 _resume_paused                      invoker  -
