@@ -202,8 +202,8 @@ async def test_a_run_that_is_cancelled_while_its_claim_is_answered_is_stopped(ds
         await db.asleep()
         look = worker._look
 
-        async def slow_look(free: int) -> Any:
-            answer = await look(free)
+        async def slow_look(free: int, *, everywhere: bool) -> Any:
+            answer = await look(free, everywhere=everywhere)
             if any(one.run_id for one in answer):
                 await db("update pgrecall.session_recalls set status = 'cancelled'")
 
