@@ -878,6 +878,9 @@ begin
         where workers.id = claim.worker_id;
     end if;
 
+    if cardinality(v_deferred) > 0 then
+        v_claimed := v_claimed || v_deferred;
+    end if;
     return query
     select
         pgrecall.clock(),
@@ -892,9 +895,7 @@ begin
         recall.nominal_at,
         case
             when recall.call_type = 'recurring'
-                then pgrecall._next_occurrence(
-                    (v_claimed || v_deferred)[recall.ordinality], greatest(recall.nominal_at, v_now)
-                )
+                then pgrecall._next_occurrence(v_claimed[recall.ordinality], greatest(recall.nominal_at, v_now))
         end,
         recall.attempt,
         recall.max_attempts,
@@ -910,7 +911,7 @@ begin
         recall.chain_depth,
         case when recall.run_id is null then recall.defer_reason end
     from (select 1) as always
-    left join unnest(v_claimed || v_deferred) with ordinality as recall on true
+    left join unnest(v_claimed) with ordinality as recall on true
     left join lateral (
         select v_owners[recall.ordinality] as user_id, v_zones[recall.ordinality] as time_zone
         where v_owners is not null
