@@ -189,19 +189,21 @@ class Stream:
 def test_a_rolling_restart_of_three_workers_under_load_loses_and_repeats_nothing(
     database: str, db: psycopg.Connection, start: Start
 ) -> None:
-    started = [start("--grace", "20") for _ in range(3)]
+    # Light work would go to one of them: each has one slot, and there is more to do than the three can.
+    started = [start("--grace", "20", "--concurrency", "1") for _ in range(3)]
     recurring = [add_recurring(db, f"often {number}", now(), interval_seconds=1) for number in range(5)]
 
     def produce(connection: psycopg.Connection, number: int) -> None:
-        add(connection, f"once {number}", now() + timedelta(milliseconds=number % 7 * 50))
+        due_at = now() + timedelta(milliseconds=number % 7 * 50)
+        add(connection, f"once {number}", due_at, additional_context_message="sleep 0.2")
 
-    stream = Stream(database, produce, 0.02)
+    stream = Stream(database, produce, 0.05)
     for place in range(3):
         old = started[place]
         fired = len(old.all("recall_fired"))
         old.event("recall_fired", count=fired + 5)  # it is under load
         old.send(signal.SIGTERM)
-        started.append(start("--grace", "20"))
+        started.append(start("--grace", "20", "--concurrency", "1"))
         assert old.ended() == 0
     produced = stream.end()
     for name in recurring:
