@@ -159,7 +159,9 @@ def claim(
     due_from: datetime | None = None,
 ) -> Claim:
     """Claim what is due."""
-    found = call(db, "claim", worker_id=worker, up_to=up_to, lease=lease, inject=inject, due_from=due_from)
+    # A database of an older release has no due_from.
+    more = {} if due_from is None else {"due_from": due_from}
+    found = call(db, "claim", worker_id=worker, up_to=up_to, lease=lease, inject=inject, **more)
     return Claim(
         found[0]["now_at"],
         found[0]["next_due_at"],

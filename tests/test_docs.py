@@ -179,6 +179,8 @@ class Page:
     def _end_processes(self) -> None:
         for line, process in self.processes:
             if process.stdout is not None and not process.stdout.closed:
+                if line.startswith("pgrecall worker"):
+                    process.stdout.readline()  # it has started, and hears the signal
                 process.send_signal(signal.SIGTERM)
                 self._end(line, process)
 
