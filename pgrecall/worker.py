@@ -169,6 +169,8 @@ class Worker:
         self._front = Front()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
         self._is_first = True
+        # When the first of what waits is due, as its latest look has seen it.
+        self._next_at = math.inf
         # The server's time, seconds since 1970, at the end of its latest look.
         self._looked_at = -math.inf
         # How many seconds it took, the last times, until this worker heard of another one's look.
@@ -386,8 +388,10 @@ class Worker:
     def _heard_of_next(self, when: int, now: int, worker_id: str, pid: int) -> None:
         """A look that began just now has seen all that is due before then; its worker is the first to look again."""
         at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
-        if worker_id == self.worker_id:  # its own look's answer says it, too
+        if worker_id == self.worker_id:
+            # The others leave it a head start. If it took nothing, it may have set its alarm as one of them.
             self._is_first = True
+            self._alarm.due(self._next_at)
             return
         # Only this message makes a look later, so a stranger must not say it. To pass over a worker's costs a look.
         if not self._senders.may_claim(pid):
@@ -536,6 +540,7 @@ class Worker:
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
         """Sets the alarm after a look that left slots free."""
         now = time.monotonic()
+        self._next_at = math.inf
         if look.settled and look.recall_id is not None:
             # Whoever has taken something is the first from now on, and has told the others if there are any.
             self._is_first = True
@@ -546,7 +551,8 @@ class Worker:
         if look.next_due_at is not None:
             left = (look.next_due_at - look.now_at).total_seconds()
             if look.settled and left > 0:
-                self._alarm.due(self._after_the_first(self._clock.monotonic(look.next_due_at.timestamp())))
+                self._next_at = self._clock.monotonic(look.next_due_at.timestamp())
+                self._alarm.due(self._after_the_first(self._next_at))
             elif left > 0:
                 self._alarm.no_later_than(now + left)
         if look.settled:

@@ -189,6 +189,36 @@ async def test_what_an_older_look_has_told_is_not_obeyed(database: str) -> None:
         await db.ended(recall_id)
 
 
+async def test_a_worker_that_is_named_after_it_has_set_its_alarm_is_not_later_than_it_should(database: str) -> None:
+    """The others give it a head start; if it gave one to somebody, too, nobody would look in time."""
+    async with sql(database) as db, working(database, Recorder()) as worker:
+        await db.session("s1")
+        await _is_believed(db, worker)
+        await db("select pg_notify('pgrecall', %s)", _next(datetime.now(UTC) + _LATER, datetime.now(UTC)))
+
+        async def is_second() -> bool:
+            return not worker._is_first
+
+        await until(is_second)
+        worker._heard_after.append(3600.0)  # a head start of a tenth of a second at least
+        at = datetime.now(UTC) + timedelta(seconds=3)
+        await db.recall("s1", f"'{at.isoformat()}'")
+        await db("select pg_notify('pgrecall', 'due 0')")
+
+        async def is_armed() -> bool:
+            return worker._next_at < worker._alarm.at < worker._next_at + 1
+
+        await until(is_armed)
+        own = f"next {microseconds(at)} {microseconds(datetime.now(UTC))} {worker.worker_id}"
+        await db("select pg_notify('pgrecall', %s)", own)
+
+        async def is_exact() -> bool:
+            return worker._is_first and worker._alarm.at <= worker._next_at
+
+        await until(is_exact)
+        assert datetime.now(UTC) < at  # by what it heard, and not because it has looked meanwhile
+
+
 @pytest.mark.parametrize("sign", ["+", ""])
 async def test_only_what_a_look_may_have_missed_is_not_taken_back(database: str, sign: str) -> None:
     async with sql(database) as db, working(database, Recorder()) as worker:
