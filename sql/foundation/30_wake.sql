@@ -35,9 +35,14 @@ begin
     end if;
     v_due := extract(epoch from new.due_at) * 1000000;
 
-    -- This transaction has announced a time that is no later, or found that somebody else has: that wakes for both.
+    -- This transaction has announced a time that is no later: one message wakes for both.
     v_told := nullif(current_setting('pgrecall.told', true), '')::bigint;
     if v_told <= v_due then
+        return null;
+    end if;
+    -- Or it has found that nobody need be told of such a time. It keeps the lock to its commit, so that still holds; and
+    -- the rows of a large insert need not find out one by one, past all rows that others are just inserting.
+    if nullif(current_setting('pgrecall.untold_from', true), '')::bigint <= v_due then
         return null;
     end if;
 
@@ -46,6 +51,7 @@ begin
         v_sign := '';
         -- The common road: every sleeper wakes up before this recall is due. (Null after a crash: announce.)
         if v_due >= pg_sequence_last_value('pgrecall.armed_until') then
+            perform set_config('pgrecall.untold_from', v_due::text, true);
             return null;
         end if;
         -- An earlier eligible row has woken everybody who matters already. Only READ COMMITTED sees the present here,
@@ -59,9 +65,7 @@ begin
             order by earlier.due_at desc
             limit 1;
             if found then
-                -- The lock is kept to the commit, so this holds for the transaction's later times as well. Each row of a
-                -- large insert would look again otherwise, past all rows that others are just inserting.
-                perform set_config('pgrecall.told', v_due::text, true);
+                perform set_config('pgrecall.untold_from', v_due::text, true);
                 return null;
             end if;
         end if;
