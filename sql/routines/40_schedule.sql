@@ -235,7 +235,7 @@ begin
             using errcode = 'PR005', hint = 'Give a finite time, or nothing for now.';
     end if;
 
-    for v_try in 1..20 loop
+    for v_try in 1..100 loop
         if schedule_recall.idempotency_key is not null then
             select known.*
             into v_recall
