@@ -103,7 +103,7 @@ def machine(results: Results) -> str:
     return (
         f"{about['at'][:10]}: {known['processors']} processors ({known['processor'] or 'unknown'}), "
         f"{known['memory_gib']} GiB, {about['postgresql'].split(' on ')[0]} with fsync {about['fsync']}, "
-        f"Python {about['python']}, psycopg {about['psycopg']}, {about['size']['rounds']} rounds."
+        f"Python {about['python']}, psycopg {about['psycopg']}, rounds: {about['size']['rounds']}."
     )
 
 
