@@ -20,6 +20,7 @@ from benchmarks.peers import raw
 from benchmarks.server import Database, Server
 from benchmarks.stage import Failed
 from pgrecall import schema
+from pgrecall._listener import Front
 
 #: Numbers of rows that are probed with, beyond those that fill the table.
 _FIRST = 100_000_000
@@ -99,15 +100,28 @@ class _Ours(_Table):
     def install(self) -> None:
         with self.connection.transaction():
             schema.install(self.connection)
+        # Looks begin where a worker's would: it hears what is due, and remembers what its last look has seen.
+        self.connection.execute("listen pgrecall")
+        self._front = Front()
 
     def look(self) -> object:
-        return self.run("select * from pgrecall.claim('benchmark', 10, '30 seconds', false)")
+        return self.claim(10)
 
     def claim(self, up_to: int) -> list[Any]:
+        for heard in self.connection.notifies(timeout=0):
+            kind, _, value = heard.payload.partition(" ")
+            if kind == "due":
+                self._front.heard(int(value))
         rows = self.run(
-            "select recall_id, run_id from pgrecall.claim('benchmark', %(up_to)s, '30 seconds', false)", up_to=up_to
+            "select now_at, next_due_at, settled, recall_id, run_id "
+            "from pgrecall.claim('benchmark', %(up_to)s, '30 seconds', false, %(due_from)s)",
+            up_to=up_to,
+            due_from=self._front.look(),
         )
-        return [row for row in rows if row[1] is not None]
+        now_at, next_due_at, settled = rows[0][:3]
+        if settled and (next_due_at is None or next_due_at > now_at):
+            self._front.looked(next_due_at)
+        return [row[3:] for row in rows if row[4] is not None]
 
     def finish(self, claimed: list[Any]) -> None:
         for recall_id, run_id in claimed:
