@@ -18,7 +18,7 @@ import psycopg
 from pgrecall import calls
 from pgrecall._backoff import Backoff
 from pgrecall.agents import describe
-from pgrecall.database import AsyncDatabase
+from pgrecall.database import AsyncDatabase, OwnConnection
 from pgrecall.errors import RecallError
 from pgrecall.model import Finished
 from pgrecall.telemetry import logger
@@ -79,7 +79,8 @@ class Outcomes:
 
     Args:
         worker_id: For the log.
-        database: Where to.
+        together: Where plain ones are told.
+        database: Where the others are, and those that nobody has heard there.
         append_reply: Add the reply, or the messages of a run, to the session in the default store.
         patience: Seconds after which a statement is taken for lost.
         most: The most outcomes that go together. Their slots become free together, too, so with less than all of a
@@ -87,9 +88,17 @@ class Outcomes:
     """
 
     def __init__(
-        self, worker_id: str, database: AsyncDatabase, *, append_reply: bool, patience: float, most: int
+        self,
+        worker_id: str,
+        together: OwnConnection,
+        database: AsyncDatabase,
+        *,
+        append_reply: bool,
+        patience: float,
+        most: int,
     ) -> None:
         self._worker_id = worker_id
+        self._together = together
         self._database = database
         self._append_reply = append_reply
         self._patience = patience
@@ -121,7 +130,7 @@ class Outcomes:
                 if not is_told.done():
                     is_told.set_result(False)
 
-    async def tell(self, ended: Ended, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
+    async def tell(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
         """Tells the outcome, again and again until the database has heard it.
 
         An outcome that the database will not have is replaced by an error that says so. If it will not have that
@@ -130,7 +139,6 @@ class Outcomes:
         Args:
             ended: The run.
             must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
-            log: Complains of a database that does not answer.
         """
         if ended.ending.is_plain and self._is_running:
             is_told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -140,7 +148,7 @@ class Outcomes:
                 return Finished(
                     accepted=True, status="fired", trigger_at=ended.nominal_at, due_at=None, attempt=ended.attempt
                 )
-        return await self._tell_alone(ended, must_let_go, log)
+        return await self._tell_alone(ended, must_let_go)
 
     async def _tell_together(self, runs: Sequence[Ended]) -> set[int]:
         """Tells them in one transaction and says which of them that was enough for."""
@@ -153,13 +161,13 @@ class Outcomes:
         )
         try:
             async with asyncio.timeout(self._patience):
-                return set(await self._database.run(call))
+                return set(await self._together.run(call))
         except (RecallError, psycopg.Error, TimeoutError) as error:
             # Told one by one they show which of them it is about, or that the database is away.
             logger().debug("outcomes_apart", worker_id=self._worker_id, error=describe(error))
             return set()
 
-    async def _tell_alone(self, ended: Ended, must_let_go: Callable[[], bool], log: Any) -> Finished | None:
+    async def _tell_alone(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
         ending = ended.ending
         failing = Backoff(0.1, 5)
         complained = False
@@ -187,7 +195,13 @@ class Outcomes:
             except (RecallError, psycopg.Error, TimeoutError) as error:
                 if not complained:
                     complained = True
-                    log.error("loop_error", worker_id=self._worker_id, error=describe(error))
+                    logger().error(
+                        "loop_error",
+                        worker_id=self._worker_id,
+                        recall_id=ended.recall_id,
+                        run_id=ended.run_id,
+                        error=describe(error),
+                    )
                 refusals += _is_about_the_outcome(error)
                 if isinstance(error, RecallError) or refusals == _TRIES:
                     if replaced:

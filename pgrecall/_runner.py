@@ -21,7 +21,6 @@ from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
 from pgrecall.model import ClaimRow, Finished
 from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
-from pgrecall.telemetry import logger
 
 #: A deadline must be a date: nobody notices the difference.
 _LONGEST = timedelta(days=36500)
@@ -37,6 +36,7 @@ class Run:
         recall: What the agent can know.
         timeout: Wall-clock limit in seconds.
         silent_token: A reply of just this text means that there is nothing to say; None: no such text.
+        log: For what is logged about it.
         scope: Cancelled to stop the run, and by its deadline.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
@@ -45,6 +45,7 @@ class Run:
 
     recall: CurrentRecall
     timeout: float
+    log: Any
     silent_token: str | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
@@ -57,6 +58,61 @@ class Run:
             self.stop_reason = reason
             self.recall._stop.set()  # noqa: SLF001 (ours)
             self.scope.cancel()
+
+    def log_claim(self) -> None:
+        """Logs that it was claimed."""
+        self.log.info(
+            "recall_claimed",
+            **self._names,
+            nominal_at=self.recall.nominal_at.isoformat(),
+            lateness_ms=round(self.recall.lateness.total_seconds() * 1000, 3),
+            attempt=self.recall.attempt,
+        )
+
+    def log_ending(self, ending: Ending, seconds: float) -> None:
+        """Logs how it ended, and what became of the recall."""
+        log, names, finished = self.log, self._names, self.finished
+        if finished is None or not finished.accepted:
+            log.warning("outcome_refused", **names, outcome=ending.outcome)
+            return
+        next_due_at = finished.due_at.isoformat() if finished.due_at else None
+        match ending.outcome:
+            case "success" | "silent":
+                log.info(
+                    "recall_fired",
+                    **names,
+                    seconds=seconds,
+                    outcome=ending.outcome,
+                    status=finished.status,
+                    next_trigger_at=next_due_at,
+                )
+            case "skipped":
+                log.warning("session_missing", **names)
+            case "interrupted":
+                log.info("run_stopped", **names, reason=ending.reason)
+                if next_due_at is not None:
+                    log.info(
+                        "recall_rescheduled",
+                        **names,
+                        outcome=ending.outcome,
+                        status=finished.status,
+                        next_due_at=next_due_at,
+                    )
+            case _:
+                log.error(
+                    "recall_failed",
+                    **names,
+                    seconds=seconds,
+                    outcome=ending.outcome,
+                    error=ending.error,
+                    status=finished.status,
+                    next_due_at=next_due_at,
+                )
+
+    @property
+    def _names(self) -> dict[str, Any]:
+        recall = self.recall
+        return {"recall_id": recall.recall_id, "run_id": recall.run_id, "session_id": recall.session_id}
 
 
 class Runner:
@@ -93,8 +149,13 @@ class Runner:
         self._timeout = timeout
         self._outcomes = outcomes
 
-    def begin(self, row: ClaimRow) -> Run:
-        """The run of a claimed recall, not started yet."""
+    def begin(self, row: ClaimRow, log: Any) -> Run:
+        """The run of a claimed recall, not started yet.
+
+        Args:
+            row: The claim.
+            log: For what is logged about the run.
+        """
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
         timeout = float(row.timeout_seconds or self._timeout or row.default_timeout_seconds)
         nominal = row.nominal_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
@@ -124,7 +185,7 @@ class Runner:
             _clock=self._clock,
             _stop=asyncio.Event(),
         )
-        return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
+        return Run(recall=recall, timeout=timeout, log=log, silent_token=row.silent_token)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
@@ -134,13 +195,6 @@ class Runner:
             must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
         """
         recall = run.recall
-        log = logger().bind(recall_id=recall.recall_id, run_id=recall.run_id, session_id=recall.session_id)
-        log.info(
-            "recall_claimed",
-            nominal_at=recall.nominal_at.isoformat(),
-            lateness_ms=round(recall.lateness.total_seconds() * 1000, 3),
-            attempt=recall.attempt,
-        )
         started = time.monotonic()
         ending: Ending | None = None
         try:
@@ -152,51 +206,18 @@ class Runner:
                 ending = stopped(run)
             if ending.usage is None and recall._used:  # noqa: SLF001 (ours)
                 ending = replace(ending, usage=recall._used)  # noqa: SLF001 (likewise)
-            with anyio.CancelScope(shield=True):
-                run.finished = await self._outcomes.tell(
-                    Ended(
-                        recall_id=recall.recall_id,
-                        run_id=recall.run_id,
-                        nominal_at=recall.nominal_at,
-                        attempt=recall.attempt,
-                        started_at=run.reached_agent_at,
-                        ending=ending,
-                    ),
-                    must_let_go,
-                    log,
-                )
-            _log_ending(log, ending, run.finished, round(time.monotonic() - started, 3))
-
-
-def _log_ending(log: Any, ending: Ending, finished: Finished | None, seconds: float) -> None:
-    if finished is None or not finished.accepted:
-        log.warning("outcome_refused", outcome=ending.outcome)
-        return
-    next_due_at = finished.due_at.isoformat() if finished.due_at else None
-    match ending.outcome:
-        case "success" | "silent":
-            log.info(
-                "recall_fired",
-                seconds=seconds,
-                outcome=ending.outcome,
-                status=finished.status,
-                next_trigger_at=next_due_at,
+            run.finished = await self._outcomes.tell(
+                Ended(
+                    recall_id=recall.recall_id,
+                    run_id=recall.run_id,
+                    nominal_at=recall.nominal_at,
+                    attempt=recall.attempt,
+                    started_at=run.reached_agent_at,
+                    ending=ending,
+                ),
+                must_let_go,
             )
-        case "skipped":
-            log.warning("session_missing")
-        case "interrupted":
-            log.info("run_stopped", reason=ending.reason)
-            if next_due_at is not None:
-                log.info("recall_rescheduled", outcome=ending.outcome, status=finished.status, next_due_at=next_due_at)
-        case _:
-            log.error(
-                "recall_failed",
-                seconds=seconds,
-                outcome=ending.outcome,
-                error=ending.error,
-                status=finished.status,
-                next_due_at=next_due_at,
-            )
+            run.log_ending(ending, round(time.monotonic() - started, 3))
 
 
 async def run_agent(
@@ -214,7 +235,7 @@ async def run_agent(
     ending: Ending | None = None
     if run.stop_reason is not None:
         return stopped(run)  # a cancelled task would still run to its first await
-    run.scope.deadline = anyio.current_time() + run.timeout
+    run.scope.deadline = asyncio.get_running_loop().time() + run.timeout
     with run.scope, running(recall):
         try:
             if store is not None and not await _put_into(store, run):

@@ -127,7 +127,9 @@ class Worker:
         self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
         self._database = self._scheduler.database
         # Looks have a connection of their own: outcomes that wait for a locked session must not keep them waiting.
-        self._looks = database.AsyncDatabase(self._scheduler.dsn, size=1, patience=2)
+        self._looks = database.OwnConnection(self._scheduler.dsn, patience=2)
+        # Plain outcomes, and what else is short and does not wait.
+        self._tells = database.OwnConnection(self._scheduler.dsn, patience=2)
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._concurrency = concurrency
@@ -143,6 +145,7 @@ class Worker:
         self._clock = ServerClock()
         self._outcomes = Outcomes(
             self.worker_id,
+            self._tells,
             self._database,
             append_reply=self._host_store is None,
             patience=self._patience,
@@ -165,6 +168,8 @@ class Worker:
         )
 
         self._runs: dict[int, Run] = {}
+        # Plain tasks of asyncio, which cost a third of a task group's: a worker with much to do starts thousands a second.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._alarm = Alarm()
         self._front = Front()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
@@ -179,7 +184,7 @@ class Worker:
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
         self._listener: Listener | None = None
-        self._senders = Senders(self.worker_id, self._database)
+        self._senders = Senders(self.worker_id, self._tells)
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
@@ -247,13 +252,13 @@ class Worker:
             self.worker_id,
             self._heard,
             self._on_connected,
-            ask=self._database.query,
+            ask=self._tells.query,
             on_connection=lambda connection: lease.take_lifeline(2, connection),
             on_lost=lambda: lease.lost_lifeline(2),
         )
         try:
             async with database.answered_within(_SIGN_UP, "register_worker()"):
-                self._clock.sample(await self._database.one(self._registration()))
+                self._clock.sample(await self._tells.one(self._registration()))
             async with anyio.create_task_group() as background:
                 if self._poll_interval is None:
                     await background.start(listener.run)
@@ -284,18 +289,12 @@ class Worker:
                 background.start_soon(self._outcomes.run)
                 background.start_soon(self._deliverer.run)
                 background.start_soon(Purger(self.worker_id, self._database).run)
-                async with anyio.create_task_group() as runs:
-                    runs.start_soon(self._stop_after_grace)
-                    # In a task of its own: cancelling the host's task must not tear a claim from its answer.
-                    runs.start_soon(self._loop, runs, lease)
-                    try:
-                        await self._stopping.wait()
-                    finally:
-                        # Cancelled from outside: the runs stop, and what they held is given back at once.
-                        if not self._stopping.is_set():
-                            self._stop_runs("worker stopping")
-                            self._let_go_at = time.monotonic() + _LET_GO
-                            self._stopping.set()
+                try:
+                    await self._fire(lease)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        while self._tasks:
+                            await asyncio.wait(self._tasks)
                 with anyio.move_on_after(min(self._grace, _LET_GO)):
                     await self._deliverer.drain()
                 background.cancel_scope.cancel()
@@ -305,12 +304,28 @@ class Worker:
                 with anyio.CancelScope(shield=True), suppress(psycopg.Error, TimeoutError):
                     # Nothing is lost if this fails: other workers forget this one after five minutes.
                     async with asyncio.timeout(5):
-                        await self._database.run(calls.unregister_worker(self.worker_id))
+                        await self._tells.run(calls.unregister_worker(self.worker_id))
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._looks.close()
+                    await self._tells.close()
                     await self._scheduler.aclose()
             logger().info("worker_stopped", worker_id=self.worker_id, runs_given_back=self._given_back)
+
+    async def _fire(self, lease: LeaseKeeper) -> None:
+        """Looks and begins runs until it is stopped; those that are left then have been told to end."""
+        async with anyio.create_task_group() as looking:
+            looking.start_soon(self._stop_after_grace)
+            # In a task of its own: cancelling the host's task must not tear a claim from its answer.
+            looking.start_soon(self._loop, lease)
+            try:
+                await self._stopping.wait()
+            finally:
+                # Cancelled from outside: the runs stop, and what they held is given back at once.
+                if not self._stopping.is_set():
+                    self._stop_runs("worker stopping")
+                    self._let_go_at = time.monotonic() + _LET_GO
+                    self._stopping.set()
 
     def stop(self) -> None:
         """Stops gracefully: no more claims, runs may finish within the grace period, the rest are given back.
@@ -453,7 +468,7 @@ class Worker:
                     run.stop("told to stop")
             await anyio.sleep(_RETRY)
 
-    async def _loop(self, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
+    async def _loop(self, lease: LeaseKeeper) -> None:
         unsettled = Backoff(0.005, 2)
         failing = Backoff(0.1, 5)
         failing_since: float | None = None
@@ -484,10 +499,8 @@ class Worker:
                 failing.reset()
                 self._doubt_listener()
                 self._unheard_until = time.monotonic() + self._lease * 1.05
-            claimed = self._take(rows, asked_at, runs, lease)
+            claimed = await self._take(rows, asked_at, lease)
             if claimed:
-                # The runs begin first; what is heard meanwhile stays in the alarm.
-                await asyncio.sleep(0)
                 unsettled.reset()
                 if nobody_called:
                     self._doubt_listener()
@@ -497,22 +510,25 @@ class Worker:
             self._arm(rows[0], unsettled)
             await self._alarm.wait()
 
-    def _take(self, rows: list[ClaimRow], asked_at: float, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> int:
-        """Begins the claimed runs, logs the deferred recalls, and says how many were claimed."""
-        claimed = 0
+    async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
+        """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
+        log = logger().bind()
+        begun = [self._begin(row, asked_at, lease, log) for row in rows if row.run_id is not None]
         for row in rows:
-            if row.run_id is not None:
-                claimed += 1
-                self._begin(row, asked_at, runs, lease)
-            elif row.recall_id is not None:
-                logger().info(
+            if row.run_id is None and row.recall_id is not None:
+                log.info(
                     "recall_deferred",
                     recall_id=row.recall_id,
                     session_id=row.session_id,
                     deferrals=row.deferrals,
                     reason=row.defer_reason,
                 )
-        return claimed
+        if begun:
+            # The agents first; what is heard meanwhile stays in the alarm.
+            await asyncio.sleep(0)
+            for run in begun:
+                run.log_claim()
+        return len(begun)
 
     async def _look(self, free: int, *, everywhere: bool) -> list[ClaimRow]:
         """Claims up to so many due recalls and learns when to look again: one statement.
@@ -579,8 +595,8 @@ class Worker:
 
     # Runs
 
-    def _begin(self, row: ClaimRow, asked_at: float, runs: anyio.abc.TaskGroup, lease: LeaseKeeper) -> None:
-        run = self._runner.begin(row)
+    def _begin(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper, log: Any) -> Run:
+        run = self._runner.begin(row, log)
         self._runs[run.recall.run_id] = run
         lease.add(run.recall.run_id, asked_at)
         self._look_at_lease()
@@ -590,17 +606,25 @@ class Worker:
             run.stop("worker stopping")
         elif self._early_stop_at >= asked_at:
             self._told_to_stop.set()
-        runs.start_soon(self._run, run, lease)
+        task = asyncio.create_task(self._run(run, lease))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return run
 
     async def _run(self, run: Run, lease: LeaseKeeper) -> None:
         try:
-            await self._runner.run(run, lambda: time.monotonic() > self._let_go_at)
+            await self._runner.run(run, self._must_let_go)
+        except Exception as error:  # noqa: BLE001 (one run that cannot end must not end the others)
+            logger().error("loop_error", worker_id=self.worker_id, run_id=run.recall.run_id, error=describe(error))
         finally:
             if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
                 self._given_back += 1
             lease.remove(run.recall.run_id)
             self._runs.pop(run.recall.run_id, None)
             self._slot_freed.set()
+
+    def _must_let_go(self) -> bool:
+        return time.monotonic() > self._let_go_at
 
     def _lost(self, run_ids: Collection[int], reason: str) -> None:
         """These runs are no longer ours, or will soon not be: they must stop."""

@@ -16,6 +16,7 @@ from pgrecall.database.connections import (
 )
 from pgrecall.database.errors import UPGRADED, translate, translated
 from pgrecall.database.installing import ensure, install
+from pgrecall.database.own import OwnConnection
 
 __all__ = [
     "PLACE",
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncConnection",
     "AsyncDatabase",
     "Connection",
+    "OwnConnection",
     "SyncDatabase",
     "answered_within",
     "connect_async",

@@ -40,15 +40,25 @@ async def run_async(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> 
         psycopg.Error: Anything else that the server or the network did.
     """
     is_pooled = isinstance(connection, AsyncConnection) and connection.is_pooled
-    async with connection.cursor(row_factory=row_factory(call), binary=is_pooled) as cursor:
-        async with AsyncExitStack() as stack:
-            stack.enter_context(translated())
-            if is_pooled:
+    cursor = connection.cursor(row_factory=row_factory(call), binary=is_pooled)
+    with translated():
+        if is_pooled:
+            async with AsyncExitStack() as stack:
                 if psycopg.AsyncPipeline.is_supported():
                     await stack.enter_async_context(connection.pipeline())
                 await stack.enter_async_context(connection.transaction())
+                await cursor.execute(call.statement.encode(), call.arguments)
+        else:
             await cursor.execute(call.statement.encode(), call.arguments)
-        return cast("list[T]", await cursor.fetchall())
+    return cast("list[T]", await cursor.fetchall())
+
+
+async def query_async(connection: AsyncConnection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs one SELECT of ours on this connection and returns its rows as dictionaries."""
+    async with connection.cursor(row_factory=dict_row, binary=connection.is_pooled) as cursor:
+        with translated():
+            await cursor.execute(statement.encode(), arguments)
+        return await cursor.fetchall()
 
 
 async def installed_schema_async(connection: psycopg.AsyncConnection[Any]) -> InstalledSchema | None:
@@ -120,10 +130,8 @@ class AsyncDatabase:
 
     async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
-        async with self._borrowed() as own, own.cursor(row_factory=dict_row, binary=own.is_pooled) as cursor:
-            with translated():
-                await cursor.execute(statement.encode(), arguments)
-            return await cursor.fetchall()
+        async with self._borrowed() as own:
+            return await query_async(own, statement, arguments)
 
     async def mend(self) -> None:
         """Replaces the connections that nobody uses: after an outage none of them is to be trusted."""

@@ -41,15 +41,25 @@ def run_sync(connection: psycopg.Connection[Any], call: Call[T]) -> list[T]:
         psycopg.Error: Anything else that the server or the network did.
     """
     is_pooled = isinstance(connection, Connection) and connection.is_pooled
-    with connection.cursor(row_factory=row_factory(call), binary=is_pooled) as cursor:
-        with ExitStack() as stack:
-            stack.enter_context(translated())
-            if is_pooled:
+    cursor = connection.cursor(row_factory=row_factory(call), binary=is_pooled)
+    with translated():
+        if is_pooled:
+            with ExitStack() as stack:
                 if psycopg.Pipeline.is_supported():
                     stack.enter_context(connection.pipeline())
                 stack.enter_context(connection.transaction())
+                cursor.execute(call.statement.encode(), call.arguments)
+        else:
             cursor.execute(call.statement.encode(), call.arguments)
-        return cast("list[T]", cursor.fetchall())
+    return cast("list[T]", cursor.fetchall())
+
+
+def query_sync(connection: Connection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs one SELECT of ours on this connection and returns its rows as dictionaries."""
+    with connection.cursor(row_factory=dict_row, binary=connection.is_pooled) as cursor:
+        with translated():
+            cursor.execute(statement.encode(), arguments)
+        return cursor.fetchall()
 
 
 def installed_schema_sync(connection: psycopg.Connection[Any]) -> InstalledSchema | None:
@@ -121,10 +131,8 @@ class SyncDatabase:
 
     def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
-        with self._borrowed() as own, own.cursor(row_factory=dict_row, binary=own.is_pooled) as cursor:
-            with translated():
-                cursor.execute(statement.encode(), arguments)
-            return cursor.fetchall()
+        with self._borrowed() as own:
+            return query_sync(own, statement, arguments)
 
     def mend(self) -> None:
         """Replaces the connections that nobody uses: after an outage none of them is to be trusted."""

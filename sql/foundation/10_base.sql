@@ -5,8 +5,8 @@ returns timestamptz
 language sql
 volatile
 parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
+    -- No search_path is set, so that it becomes part of what calls it; hence the full names, here and below.
     select pg_catalog.clock_timestamp();
 $$;
 comment on function pgrecall.clock() is
@@ -43,10 +43,9 @@ language sql
 immutable
 strict
 parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
-    -- extract() gives numeric, so nothing is rounded.
-    select (extract(epoch from moment) * 1000000)::bigint;
+    -- extract() gives numeric, so nothing is rounded; and with a local time it depends on no setting.
+    select (extract(epoch from moment at time zone 'UTC') operator(pg_catalog.*) 1000000)::pg_catalog.int8;
 $$;
 comment on function pgrecall.microseconds(timestamptz) is
     'Microseconds since 1970-01-01 00:00 UTC, exact: the form in which times travel in notifications and in the register armed_until.';

@@ -41,6 +41,34 @@ drop function if exists pgrecall.schedule_recall(
 
 drop function if exists pgrecall.claim(text, integer, interval, boolean);
 
+create type pgrecall._claimed as (
+    run_id bigint,
+    recall_id text,
+    session_id text,
+    user_id text,
+    call_type text,
+    nominal_at timestamptz,
+    next_at timestamptz,
+    attempt integer,
+    max_attempts integer,
+    deferrals integer,
+    timeout_seconds integer,
+    default_timeout_seconds integer,
+    silent_token text,
+    additional_context_message text,
+    internal_comment text,
+    metadata jsonb,
+    model_text text,
+    time_zone text,
+    chain_depth integer,
+    defer_reason text
+);
+comment on type pgrecall._claimed is
+    'What claim() answers of one recall. Without all that a recall is beside that: to carry that along would cost more than to claim it.';
+
+-- It takes the values that it needs now, and is called by claim() and _assign() only.
+drop function if exists pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text);
+
 -- It answers one more column now; only claim() calls it.
 drop function if exists pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings);
 

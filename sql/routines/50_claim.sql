@@ -30,39 +30,52 @@ $$;
 comment on function pgrecall._lock_for_peek(integer) is
     'Takes the wake-up lock, which somebody has, exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
 
+-- Plain SQL without settings of its own: it becomes part of the statement that calls it. As a function that is called
+-- it would be a tenth of a claim.
 create or replace function pgrecall._model_text(
-    recall pgrecall.session_recalls,
-    session_time_zone text,
+    template text,
+    recall_id text,
+    session_id text,
+    message text,
+    time_zone text,
+    nominal_at timestamptz,
     at_time timestamptz,
-    template text
+    attempt integer,
+    max_attempts integer,
+    deferrals integer,
+    next_at timestamptz
 )
 returns text
-language plpgsql
+language sql
 stable
-set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_zone text := coalesce(recall.time_zone, session_time_zone, 'UTC');
-    v_next timestamptz;
-begin
     -- The message comes last: what looks like a placeholder in it is left alone.
-    template := replace(template, '{recall_id}', recall.id);
-    template := replace(template, '{session_id}', recall.session_id);
-    template := replace(template, '{scheduled_for}', pgrecall.time_text(recall.nominal_at, v_zone));
-    template := replace(template, '{now}', pgrecall.time_text(at_time, v_zone));
-    template := replace(template, '{late_by}', pgrecall.span_text(at_time - recall.nominal_at));
-    template := replace(template, '{attempt}', recall.attempt::text);
-    template := replace(template, '{max_attempts}', recall.max_attempts::text);
-    template := replace(template, '{deferrals}', recall.deferrals::text);
-    if position('{next}' in template) > 0 then
-        v_next := pgrecall._next_occurrence(recall, greatest(recall.nominal_at, at_time));
-        template := replace(template, '{next}', coalesce(pgrecall.time_text(v_next, v_zone), 'none'));
-    end if;
-    return replace(template, '{message}', recall.additional_context_message);
-end;
+    select replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(
+        template,
+        '{recall_id}', recall_id),
+        '{session_id}', session_id),
+        '{scheduled_for}', case
+            when time_zone = 'UTC' then to_char(nominal_at at time zone 'UTC', 'Dy YYYY-MM-DD HH24:MI:SS"+00:00 (UTC)"')
+            else pgrecall.time_text(nominal_at, time_zone)
+        end),
+        '{now}', case
+            when time_zone = 'UTC' then to_char(at_time at time zone 'UTC', 'Dy YYYY-MM-DD HH24:MI:SS"+00:00 (UTC)"')
+            else pgrecall.time_text(at_time, time_zone)
+        end),
+        '{late_by}', case
+            when at_time - nominal_at < interval '1 second' then '0 s'
+            else pgrecall.span_text(at_time - nominal_at)
+        end),
+        '{attempt}', attempt::text),
+        '{max_attempts}', max_attempts::text),
+        '{deferrals}', deferrals::text),
+        '{next}', case when next_at is null then 'none' else pgrecall.time_text(next_at, time_zone) end),
+        '{message}', message);
 $$;
-comment on function pgrecall._model_text(pgrecall.session_recalls, text, timestamptz, text) is
-    'What the model is told when a recall fires: the template with its placeholders filled in. Called by _assign.';
+comment on function pgrecall._model_text(
+    text, text, text, text, text, timestamptz, timestamptz, integer, integer, integer, timestamptz
+) is
+    'What the model is told when a recall fires: the template with its placeholders filled in. Called by claim and _assign, which pin the search_path.';
 
 create or replace function pgrecall._skip_put_off(recall pgrecall.session_recalls)
 returns void
@@ -329,8 +342,19 @@ begin
     told as materialized (
         select
             claimed.recall,
-            pgrecall._model_text(claimed.recall, (due.session).time_zone, _assign.at_time, (_assign.settings).message_template)
-                as model_text
+            pgrecall._model_text(
+                (_assign.settings).message_template,
+                (claimed.recall).id,
+                (claimed.recall).session_id,
+                (claimed.recall).additional_context_message,
+                coalesce((claimed.recall).time_zone, (due.session).time_zone, 'UTC'),
+                (claimed.recall).nominal_at,
+                _assign.at_time,
+                (claimed.recall).attempt,
+                (claimed.recall).max_attempts,
+                (claimed.recall).deferrals,
+                pgrecall._next_occurrence(claimed.recall, greatest((claimed.recall).nominal_at, _assign.at_time))
+            ) as model_text
         from claimed
         join due on (due.recall).id = (claimed.recall).id
     ),
@@ -532,11 +556,13 @@ declare
     v_has_due boolean;
     v_is_clear boolean;
     v_ids text[];
-    v_claimed pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
-    v_texts text[] := array[]::text[];
     v_owners text[];
     v_zones text[];
-    v_deferred pgrecall.session_recalls[] := array[]::pgrecall.session_recalls[];
+    v_answer pgrecall._claimed[];
+    v_is_covered boolean;
+    v_claimed pgrecall.session_recalls[];
+    v_texts text[];
+    v_deferred pgrecall.session_recalls[];
     v_one record;
     v_looked integer := 0;
     v_made_due boolean := false;
@@ -660,41 +686,101 @@ begin
                         updated_at = v_now
                     from unnest(v_ids, v_owners, v_zones) as due (id, user_id, time_zone)
                     where recall.id = due.id
-                    returning recall, due.user_id, due.time_zone
+                    returning
+                        recall.run_id,
+                        recall.id,
+                        recall.session_id,
+                        due.user_id,
+                        recall.call_type,
+                        recall.nominal_at,
+                        case
+                            when recall.call_type = 'recurring'
+                                then pgrecall._next_occurrence(recall, greatest(recall.nominal_at, v_now))
+                        end as next_at,
+                        recall.attempt,
+                        recall.max_attempts,
+                        recall.deferrals,
+                        recall.timeout_seconds,
+                        recall.additional_context_message,
+                        recall.internal_comment,
+                        recall.metadata,
+                        coalesce(recall.time_zone, due.time_zone, 'UTC') as time_zone,
+                        recall.chain_depth
                 ),
                 taken as (
                     update pgrecall.sessions as session
-                    set run_id = (claimed.recall).run_id,
+                    set run_id = claimed.run_id,
                         holder = claim.worker_id,
                         held_since = v_now,
                         held_until = null,
                         interrupted_by = null
                     from claimed
-                    where session.id = (claimed.recall).session_id
+                    where session.id = claimed.session_id
+                ),
+                -- Locked, so that nobody ends the lease before they are committed.
+                covering as (
+                    select
+                    from pgrecall.workers as w
+                    where w.id = claim.worker_id
+                        and w.lease_until > v_now + claim.lease * 0.66
+                        and w.seen_at > v_now - interval '5 seconds'
+                    for key share
                 )
                 select
-                    array_agg(claimed.recall),
-                    array_agg(claimed.user_id),
-                    array_agg(claimed.time_zone),
-                    array_agg(pgrecall._model_text(claimed.recall, claimed.time_zone, v_now, v_template))
-                into v_claimed, v_owners, v_zones, v_texts
+                    array_agg(
+                        row(
+                            claimed.run_id,
+                            claimed.id,
+                            claimed.session_id,
+                            claimed.user_id,
+                            claimed.call_type,
+                            claimed.nominal_at,
+                            claimed.next_at,
+                            claimed.attempt,
+                            claimed.max_attempts,
+                            claimed.deferrals,
+                            claimed.timeout_seconds,
+                            v_timeout_seconds,
+                            v_silent_token,
+                            claimed.additional_context_message,
+                            claimed.internal_comment,
+                            claimed.metadata,
+                            pgrecall._model_text(
+                                v_template,
+                                claimed.id,
+                                claimed.session_id,
+                                claimed.additional_context_message,
+                                claimed.time_zone,
+                                claimed.nominal_at,
+                                v_now,
+                                claimed.attempt,
+                                claimed.max_attempts,
+                                claimed.deferrals,
+                                claimed.next_at
+                            ),
+                            claimed.time_zone,
+                            claimed.chain_depth,
+                            null
+                        )::pgrecall._claimed
+                    ),
+                    exists (select from covering)
+                into v_answer, v_is_covered
                 from claimed;
                 if claim.inject then
                     insert into pgrecall.session_messages as message (session_id, id, role, content, model_text, metadata)
                     select
                         told.session_id,
-                        pgrecall.occurrence_message_id(told.id, told.nominal_at),
+                        pgrecall.occurrence_message_id(told.recall_id, told.nominal_at),
                         'system',
                         '[Scheduled recall] ' || told.additional_context_message,
-                        v_texts[told.ordinality],
-                        jsonb_build_object('recall_id', told.id, 'run_id', told.run_id)
-                    from unnest(v_claimed) with ordinality as told
+                        told.model_text,
+                        jsonb_build_object('recall_id', told.recall_id, 'run_id', told.run_id)
+                    from unnest(v_answer) as told
                     -- A further attempt finds it there, and the model is told the attempt and the time of this one.
                     on conflict on constraint message_id_is_unique_in_its_session do update
                     set model_text = excluded.model_text;
                 end if;
             elsif v_looked > 0 then
-                v_owners := null;
                 v_settings := (select known from pgrecall.settings as known);
                 select took.looked, took.has_paused, took.taken, took.texts, took.put_off
                 into v_looked, v_has_paused, v_claimed, v_texts, v_deferred
@@ -707,9 +793,7 @@ begin
                 end if;
                 v_settings := (select known from pgrecall.settings as known);
                 v_looked := 0;
-                v_claimed := array[]::pgrecall.session_recalls[];
-                v_texts := array[]::text[];
-                v_owners := null;
+                v_answer := null;
                 -- One of them cannot be taken: take them one by one, and put off the one that fails.
                 for v_place in 1..claim.up_to loop
                     begin
@@ -771,7 +855,7 @@ begin
     end if;
 
     -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are.
-    if cardinality(v_claimed) > 0 then
+    if v_answer is not null and not v_is_covered or cardinality(v_claimed) > 0 then
         update pgrecall.workers as w
         set seen_at = v_now,
             lease_until = case
@@ -878,49 +962,53 @@ begin
         where workers.id = claim.worker_id;
     end if;
 
-    if cardinality(v_deferred) > 0 then
-        v_claimed := v_claimed || v_deferred;
+    if v_answer is null then
+        select
+            array_agg(
+                row(
+                    recall.run_id,
+                    recall.id,
+                    recall.session_id,
+                    session.user_id,
+                    recall.call_type,
+                    recall.nominal_at,
+                    case
+                        when recall.call_type = 'recurring'
+                            then pgrecall._next_occurrence(whole.recalls[recall.ordinality], greatest(recall.nominal_at, v_now))
+                    end,
+                    recall.attempt,
+                    recall.max_attempts,
+                    recall.deferrals,
+                    recall.timeout_seconds,
+                    v_timeout_seconds,
+                    v_silent_token,
+                    recall.additional_context_message,
+                    recall.internal_comment,
+                    recall.metadata,
+                    v_texts[recall.ordinality],
+                    coalesce(recall.time_zone, session.time_zone, 'UTC'),
+                    recall.chain_depth,
+                    case when recall.run_id is null then recall.defer_reason end
+                )::pgrecall._claimed
+            )
+        into v_answer
+        from (select v_claimed || v_deferred as recalls) as whole
+        cross join unnest(whole.recalls) with ordinality as recall
+        left join pgrecall.sessions as session on session.id = recall.session_id;
+    end if;
+    now_at := pgrecall.clock();
+    next_due_at := v_next;
+    settled := v_settled;
+    next_delivery_at := v_next_delivery;
+    if v_answer is null then
+        default_timeout_seconds := v_timeout_seconds;
+        silent_token := v_silent_token;
+        return next;
+        return;
     end if;
     return query
-    select
-        pgrecall.clock(),
-        v_next,
-        v_settled,
-        v_next_delivery,
-        recall.run_id,
-        recall.id,
-        recall.session_id,
-        owner.user_id,
-        recall.call_type,
-        recall.nominal_at,
-        case
-            when recall.call_type = 'recurring'
-                then pgrecall._next_occurrence(v_claimed[recall.ordinality], greatest(recall.nominal_at, v_now))
-        end,
-        recall.attempt,
-        recall.max_attempts,
-        recall.deferrals,
-        recall.timeout_seconds,
-        v_timeout_seconds,
-        v_silent_token,
-        recall.additional_context_message,
-        recall.internal_comment,
-        recall.metadata,
-        v_texts[recall.ordinality],
-        coalesce(recall.time_zone, owner.time_zone, 'UTC'),
-        recall.chain_depth,
-        case when recall.run_id is null then recall.defer_reason end
-    from (select 1) as always
-    left join unnest(v_claimed) with ordinality as recall on true
-    left join lateral (
-        select v_owners[recall.ordinality] as user_id, v_zones[recall.ordinality] as time_zone
-        where v_owners is not null
-        union all
-        select session.user_id, session.time_zone
-        from pgrecall.sessions as session
-        where session.id = recall.session_id
-            and v_owners is null
-    ) as owner on true;
+    select now_at, next_due_at, settled, next_delivery_at, answer.*
+    from unnest(v_answer) as answer;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is

@@ -1,0 +1,126 @@
+"""One connection for what a worker does all the time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import psycopg
+
+from pgrecall import schema
+from pgrecall.calls import Call
+from pgrecall.database._async import installed_schema_async, query_async, run_async
+from pgrecall.database.connections import AsyncConnection, connect_async, is_alive
+from pgrecall.database.errors import UPGRADED
+from pgrecall.errors import RecallError
+
+T = TypeVar("T")
+
+
+class OwnConnection:
+    """A connection that runs Calls, opened when it is first needed and again after it was lost.
+
+    A pool hands its connections out in turn, so that each time another process of the server, which has long forgotten
+    what it takes, is woken up. This one has it at hand: a look after a pause costs a tenth less, and outcomes one after
+    the other a third.
+
+    Args:
+        dsn: A complete connection string, see `conninfo`.
+        patience: Seconds to wait until it is open. The attempt goes on meanwhile, for whoever comes next.
+    """
+
+    def __init__(self, dsn: str, *, patience: float) -> None:
+        self._dsn = dsn
+        self._patience = patience
+        self._connection: AsyncConnection | None = None
+        self._opening: asyncio.Task[AsyncConnection] | None = None
+        self._checked = False
+
+    async def run(self, call: Call[T]) -> list[T]:
+        """Runs a call and returns its rows; calls that come meanwhile wait for it.
+
+        Raises:
+            RecallError: The SQL refused; see the class.
+            psycopg.Error: Anything else that the server or the network did. Whether it was done is not known.
+        """
+        connection = await self._opened()
+        try:
+            try:
+                return await run_async(connection, call)
+            except UPGRADED:
+                return await run_async(connection, call)
+        except BaseException as error:
+            await self._distrust(connection, error)
+            raise
+
+    async def one(self, call: Call[T]) -> T:
+        """As `run`, for a call that answers with one row."""
+        (row,) = await self.run(call)
+        return row
+
+    async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """Runs one SELECT of ours and returns its rows as dictionaries."""
+        connection = await self._opened()
+        try:
+            return await query_async(connection, statement, arguments)
+        except BaseException as error:
+            await self._distrust(connection, error)
+            raise
+
+    async def mend(self) -> None:
+        """Replaces it, if it is open: after an outage it is not to be trusted."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def close(self) -> None:
+        """Closes it; it opens another one when used again."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+        await self.mend()
+
+    async def _distrust(self, connection: AsyncConnection, error: BaseException) -> None:
+        # What failed may lead to a server that has become a standby; unless we refused, for good reason.
+        if not isinstance(error, RecallError):
+            if connection is self._connection:
+                self._connection = None
+            await connection.close()
+
+    async def _opened(self) -> AsyncConnection:
+        connection = self._connection
+        if connection is not None and (_is_busy(connection) or is_alive(connection)):
+            return connection
+        if self._opening is None:
+            await self.mend()
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(_look_at)
+        opening = self._opening
+        await asyncio.wait({opening}, timeout=self._patience)
+        if not opening.done():
+            raise psycopg.OperationalError(f"there was no connection within {self._patience:g} s")
+        if opening is self._opening:
+            self._opening = None
+            self._connection = opening.result()
+        return opening.result()
+
+    async def _open(self) -> AsyncConnection:
+        connection = await connect_async(self._dsn)
+        try:
+            if not self._checked:
+                schema.check(await installed_schema_async(connection))
+                self._checked = True
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+def _is_busy(connection: AsyncConnection) -> bool:
+    return connection.lock.locked()
+
+
+def _look_at(opening: asyncio.Task[AsyncConnection]) -> None:
+    """Whoever waited for it may have gone: asyncio shall not complain that nobody has looked at its error."""
+    if not opening.cancelled():
+        opening.exception()
