@@ -22,7 +22,6 @@ NAMES = {
     "Line": "SyncLine",
     "enter_async_context": "enter_context",
     "installed_schema_async": "installed_schema_sync",
-    "query_async": "query_sync",
     "run_async": "run_sync",
     "set_up_async": "set_up_sync",
 }

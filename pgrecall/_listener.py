@@ -132,6 +132,11 @@ class Front:
         self._at: int | None = None
         self._heard: int | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the next look begins somewhere."""
+        return self._at is not None
+
     def forget(self) -> None:
         """What was heard may not have been everything: the next look looks everywhere."""
         self._at = self._heard = None

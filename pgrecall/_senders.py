@@ -13,7 +13,7 @@ import psycopg
 
 from pgrecall._backoff import Backoff
 from pgrecall.agents import describe
-from pgrecall.database import OwnConnection, answered_within
+from pgrecall.database import AsyncDatabase, answered_within
 from pgrecall.errors import RecallError
 from pgrecall.telemetry import logger
 
@@ -60,7 +60,7 @@ class Senders:
         database: Where the notifications are sent.
     """
 
-    def __init__(self, worker_id: str, database: OwnConnection) -> None:
+    def __init__(self, worker_id: str, database: AsyncDatabase) -> None:
         self._worker_id = worker_id
         self._database = database
         # Whether they may claim, and until when that counts.

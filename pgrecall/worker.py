@@ -64,6 +64,12 @@ _LONGEST_LEASE = 86400.0
 #: Seconds that the first worker has to take what is due and to say so: at least, and at most when it has taken longer.
 _HEAD_START = (0.01, 0.1)
 
+#: Seconds by which the first worker comes early to a look, beside what a look takes: claim() waits for the time itself.
+_EARLY = 0.002
+
+#: At most; claim() waits for up to 50 ms.
+_EARLIEST = 0.04
+
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
 
@@ -124,11 +130,11 @@ class Worker:
         if poll_interval is not None and listen_dsn is not None:
             raise SettingsError("poll_interval and listen_dsn exclude each other", hint="Who polls does not LISTEN.")
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 2, patience=2)
+        self._scheduler = RecallScheduler(dsn, pool_size=min(concurrency, 8) + 1, patience=2)
         self._database = self._scheduler.database
         # Looks have a connection of their own: outcomes that wait for a locked session must not keep them waiting.
         self._looks = database.OwnConnection(self._scheduler.dsn, patience=2)
-        # Plain outcomes, and what else is short and does not wait.
+        # Plain outcomes too: they follow each other closely, and wait for nobody.
         self._tells = database.OwnConnection(self._scheduler.dsn, patience=2)
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
@@ -168,7 +174,7 @@ class Worker:
         )
 
         self._runs: dict[int, Run] = {}
-        # Plain tasks of asyncio, which cost a third of a task group's: a worker with much to do starts thousands a second.
+        # Plain tasks of asyncio, which cost a third of a group's: a worker with much to do starts thousands a second.
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm = Alarm()
         self._front = Front()
@@ -176,6 +182,8 @@ class Worker:
         self._is_first = True
         # When the first of what waits is due, as its latest look has seen it.
         self._next_at = math.inf
+        # How many seconds its latest looks took that did not wait for a recall to become due.
+        self._look_took = deque[float](maxlen=8)
         # The server's time, seconds since 1970, at the end of its latest look.
         self._looked_at = -math.inf
         # How many seconds it took, the last times, until this worker heard of another one's look.
@@ -184,7 +192,7 @@ class Worker:
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
         self._listener: Listener | None = None
-        self._senders = Senders(self.worker_id, self._tells)
+        self._senders = Senders(self.worker_id, self._database)
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
@@ -252,13 +260,14 @@ class Worker:
             self.worker_id,
             self._heard,
             self._on_connected,
-            ask=self._tells.query,
+            ask=self._database.query,
             on_connection=lambda connection: lease.take_lifeline(2, connection),
             on_lost=lambda: lease.lost_lifeline(2),
         )
         try:
             async with database.answered_within(_SIGN_UP, "register_worker()"):
-                self._clock.sample(await self._tells.one(self._registration()))
+                (now,) = await self._tells.run(self._registration())
+            self._clock.sample(now)
             async with anyio.create_task_group() as background:
                 if self._poll_interval is None:
                     await background.start(listener.run)
@@ -304,7 +313,7 @@ class Worker:
                 with anyio.CancelScope(shield=True), suppress(psycopg.Error, TimeoutError):
                     # Nothing is lost if this fails: other workers forget this one after five minutes.
                     async with asyncio.timeout(5):
-                        await self._tells.run(calls.unregister_worker(self.worker_id))
+                        await self._database.run(calls.unregister_worker(self.worker_id))
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._looks.close()
@@ -388,7 +397,7 @@ class Worker:
     def _heard_of_due(self, microseconds: int, *, is_certain: bool) -> None:
         """Something is due then; is_certain: no look that says later what is next has overlooked it."""
         self._front.heard(microseconds)
-        at = self._after_the_first(self._clock.monotonic(microseconds / 1e6))
+        at = self._when_to_look(self._clock.monotonic(microseconds / 1e6))
         is_news = at < self._alarm.at
         if is_certain:
             self._alarm.due(at)
@@ -406,7 +415,7 @@ class Worker:
         if worker_id == self.worker_id:
             # The others leave it a head start. If it took nothing, it may have set its alarm as one of them.
             self._is_first = True
-            self._alarm.due(self._next_at)
+            self._alarm.due(self._when_to_look(self._next_at))
             return
         # Only this message makes a look later, so a stranger must not say it. To pass over a worker's costs a look.
         if not self._senders.may_claim(pid):
@@ -415,12 +424,14 @@ class Worker:
         self._heard_after.append(time.monotonic() - looked_at)
         # An older look than this worker's latest may have missed what that one has seen.
         if now / 1e6 > self._looked_at:
-            self._alarm.move(self._after_the_first(at))
+            self._alarm.move(self._when_to_look(at))
 
-    def _after_the_first(self, at: float) -> float:
+    def _when_to_look(self, at: float) -> float:
         """When this worker should look for what is due at that time."""
         if self._is_first:
-            return at
+            # A moment before: claim() waits for where the look begins, if that is known.
+            early = min(_EARLY + min(self._look_took, default=0), _EARLIEST)
+            return at - early if self._listener is not None and self._front.is_known else at
         least, most = _HEAD_START
         head_start = min(max(1.5 * max(self._heard_after), least), most)
         # Not all at once, if the first does not come.
@@ -537,17 +548,18 @@ class Worker:
         """
         if everywhere or self._listener is None:
             self._front.forget()
+        due_from = self._front.look()
+        waits = due_from is not None and due_from > self._clock.now()
         call = calls.claim(
-            self.worker_id,
-            free,
-            timedelta(seconds=self._lease),
-            self._host_store is None,
-            due_from=self._front.look(),
+            self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None, due_from=due_from
         )
+        asked_at = time.monotonic()
         # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
         with anyio.CancelScope(shield=True):
             async with database.answered_within(self._patience, "claim()"):
                 rows = await self._looks.run(call)
+        if not waits:
+            self._look_took.append(time.monotonic() - asked_at)
         self._clock.sample(rows[0].now_at)
         self._looked_at = rows[0].now_at.timestamp()
         self._deliverer.told(rows[0].next_delivery_at)
@@ -564,13 +576,6 @@ class Worker:
         self._alarm.no_later_than(self._safety_at)
         if self._unheard_until > now:
             self._alarm.no_later_than(self._unheard_until)
-        if look.next_due_at is not None:
-            left = (look.next_due_at - look.now_at).total_seconds()
-            if look.settled and left > 0:
-                self._next_at = self._clock.monotonic(look.next_due_at.timestamp())
-                self._alarm.due(self._after_the_first(self._next_at))
-            elif left > 0:
-                self._alarm.no_later_than(now + left)
         if look.settled:
             self._settled_at = now
         if look.settled and (look.next_due_at is None or look.next_due_at > look.now_at):
@@ -579,6 +584,13 @@ class Worker:
         else:
             # Something may be due that this look could not see or could not have (its row is locked).
             self._alarm.no_later_than(now + unsettled.pause())
+        if look.next_due_at is not None:
+            left = (look.next_due_at - look.now_at).total_seconds()
+            if look.settled and left > 0:
+                self._next_at = self._clock.monotonic(look.next_due_at.timestamp())
+                self._alarm.due(self._when_to_look(self._next_at))
+            elif left > 0:
+                self._alarm.no_later_than(now + left)
 
     def _doubt_listener(self) -> None:
         """A look found what nobody had announced, or the database was away and the listener may not have noticed."""

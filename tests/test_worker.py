@@ -50,6 +50,25 @@ async def test_a_recall_fires_at_its_time_and_not_before(database: str) -> None:
     assert timedelta(0) <= agent.runs[0].lateness < timedelta(seconds=1)
 
 
+async def test_a_worker_comes_a_moment_early_and_claims_as_of_the_time_itself(database: str) -> None:
+    async def running() -> bool:
+        return await db("select count(*) from pgrecall.session_recalls where status = 'running'") == [5]
+
+    async def stays(_: CurrentRecall) -> None:
+        await anyio.sleep_forever()
+
+    agent = Recorder(stays)
+    async with sql(database) as db, working(database, agent, concurrency=5, grace=0):
+        names = [f"s{number}" for number in range(5)]
+        await db.session(*names)
+        for place, name in enumerate(names):
+            await db.recall(name, f"now() + {place + 3} * interval '0.2 seconds'")
+        await until(running)
+        late = await db("select claimed_at - trigger_at from pgrecall.session_recalls order by 1")
+    assert late[0] == timedelta(0)
+    assert all(run.started_at >= run.nominal_at for run in agent.runs)
+
+
 async def test_a_sleeping_worker_wakes_for_a_plain_insert(database: str) -> None:
     agent = Recorder()
     async with sql(database) as db, working(database, agent):

@@ -53,14 +53,6 @@ async def run_async(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> 
     return cast("list[T]", await cursor.fetchall())
 
 
-async def query_async(connection: AsyncConnection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs one SELECT of ours on this connection and returns its rows as dictionaries."""
-    async with connection.cursor(row_factory=dict_row, binary=connection.is_pooled) as cursor:
-        with translated():
-            await cursor.execute(statement.encode(), arguments)
-        return await cursor.fetchall()
-
-
 async def installed_schema_async(connection: psycopg.AsyncConnection[Any]) -> InstalledSchema | None:
     """The schema in this connection's database; None if there is none."""
     try:
@@ -130,8 +122,10 @@ class AsyncDatabase:
 
     async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
-        async with self._borrowed() as own:
-            return await query_async(own, statement, arguments)
+        async with self._borrowed() as own, own.cursor(row_factory=dict_row, binary=own.is_pooled) as cursor:
+            with translated():
+                await cursor.execute(statement.encode(), arguments)
+            return await cursor.fetchall()
 
     async def mend(self) -> None:
         """Replaces the connections that nobody uses: after an outage none of them is to be trusted."""

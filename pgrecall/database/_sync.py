@@ -54,14 +54,6 @@ def run_sync(connection: psycopg.Connection[Any], call: Call[T]) -> list[T]:
     return cast("list[T]", cursor.fetchall())
 
 
-def query_sync(connection: Connection, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs one SELECT of ours on this connection and returns its rows as dictionaries."""
-    with connection.cursor(row_factory=dict_row, binary=connection.is_pooled) as cursor:
-        with translated():
-            cursor.execute(statement.encode(), arguments)
-        return cursor.fetchall()
-
-
 def installed_schema_sync(connection: psycopg.Connection[Any]) -> InstalledSchema | None:
     """The schema in this connection's database; None if there is none."""
     try:
@@ -131,8 +123,10 @@ class SyncDatabase:
 
     def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """Runs one SELECT of ours and returns its rows as dictionaries."""
-        with self._borrowed() as own:
-            return query_sync(own, statement, arguments)
+        with self._borrowed() as own, own.cursor(row_factory=dict_row, binary=own.is_pooled) as cursor:
+            with translated():
+                cursor.execute(statement.encode(), arguments)
+            return cursor.fetchall()
 
     def mend(self) -> None:
         """Replaces the connections that nobody uses: after an outage none of them is to be trusted."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 
 from pgrecall import schema
 from pgrecall.calls import Call
-from pgrecall.database._async import installed_schema_async, query_async, run_async
+from pgrecall.database._async import installed_schema_async, run_async
 from pgrecall.database.connections import AsyncConnection, connect_async, is_alive
 from pgrecall.database.errors import UPGRADED
 from pgrecall.errors import RecallError
@@ -20,9 +20,8 @@ T = TypeVar("T")
 class OwnConnection:
     """A connection that runs Calls, opened when it is first needed and again after it was lost.
 
-    A pool hands its connections out in turn, so that each time another process of the server, which has long forgotten
-    what it takes, is woken up. This one has it at hand: a look after a pause costs a tenth less, and outcomes one after
-    the other a third.
+    A pool hands its connections out in turn, so that each statement wakes another process of the server, which has long
+    forgotten what it takes; and takes them back beside the caller, so that the next statement may need one more.
 
     Args:
         dsn: A complete connection string, see `conninfo`.
@@ -37,7 +36,7 @@ class OwnConnection:
         self._checked = False
 
     async def run(self, call: Call[T]) -> list[T]:
-        """Runs a call and returns its rows; calls that come meanwhile wait for it.
+        """Runs a call and returns its rows; one at a time.
 
         Raises:
             RecallError: The SQL refused; see the class.
@@ -50,21 +49,9 @@ class OwnConnection:
             except UPGRADED:
                 return await run_async(connection, call)
         except BaseException as error:
-            await self._distrust(connection, error)
-            raise
-
-    async def one(self, call: Call[T]) -> T:
-        """As `run`, for a call that answers with one row."""
-        (row,) = await self.run(call)
-        return row
-
-    async def query(self, statement: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """Runs one SELECT of ours and returns its rows as dictionaries."""
-        connection = await self._opened()
-        try:
-            return await query_async(connection, statement, arguments)
-        except BaseException as error:
-            await self._distrust(connection, error)
+            # What failed may lead to a server that has become a standby; unless we refused, for good reason.
+            if not isinstance(error, RecallError):
+                await self.mend()
             raise
 
     async def mend(self) -> None:
@@ -80,16 +67,9 @@ class OwnConnection:
             opening.cancel()
         await self.mend()
 
-    async def _distrust(self, connection: AsyncConnection, error: BaseException) -> None:
-        # What failed may lead to a server that has become a standby; unless we refused, for good reason.
-        if not isinstance(error, RecallError):
-            if connection is self._connection:
-                self._connection = None
-            await connection.close()
-
     async def _opened(self) -> AsyncConnection:
         connection = self._connection
-        if connection is not None and (_is_busy(connection) or is_alive(connection)):
+        if connection is not None and is_alive(connection):
             return connection
         if self._opening is None:
             await self.mend()
@@ -114,10 +94,6 @@ class OwnConnection:
             await connection.close()
             raise
         return connection
-
-
-def _is_busy(connection: AsyncConnection) -> bool:
-    return connection.lock.locked()
 
 
 def _look_at(opening: asyncio.Task[AsyncConnection]) -> None:

@@ -473,6 +473,25 @@ $$;
 comment on function pgrecall._take(text, integer, timestamptz, boolean, pgrecall.settings) is
     'Takes due recalls and their sessions for a worker as _assign says; those whose session or user is paused are paused in place of taken (has_paused: perhaps some were). looked is how many others were due. Called by claim. Locks: due recalls and their sessions, then pauses, skipping locked ones.';
 
+create or replace function pgrecall._wait_until(moment timestamptz)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- pg_sleep() is up to a millisecond late.
+    if moment - clock_timestamp() > interval '1 millisecond' then
+        perform pg_sleep(extract(epoch from moment - clock_timestamp()) - 0.001);
+    end if;
+    loop
+        exit when clock_timestamp() >= moment;
+    end loop;
+end;
+$$;
+comment on function pgrecall._wait_until(timestamptz) is
+    'Waits for a moment by the machine''s clock, to some ten microseconds: it sleeps, and looks at the clock for the last millisecond. Called by claim.';
+
 create or replace function pgrecall._refuse_claim(worker_id text, up_to integer, lease interval)
 returns void
 language plpgsql
@@ -544,6 +563,7 @@ as $$
 declare
     v_now timestamptz := pgrecall.clock();
     v_from timestamptz := coalesce(claim.due_from, '-infinity');
+    v_until timestamptz;
     v_paused_at timestamptz;
     v_paused_until timestamptz;
     v_max_runs_per_day integer;
@@ -588,6 +608,13 @@ begin
     ) is not true then
         perform pgrecall._refuse_claim(claim.worker_id, claim.up_to, claim.lease);
     end if;
+    if claim.up_to > 0 and v_from > v_now and v_from <= v_now + interval '50 milliseconds' then
+        -- A worker that comes a moment early. The claims are made as of the time when they are due, in the last moment
+        -- before it, and are committed after it: only the commit and the answer are late.
+        v_until := clock_timestamp() + (v_from - v_now);
+        perform pgrecall._wait_until(v_until - interval '2 milliseconds');
+        v_now := v_from;
+    end if;
     -- As few statements as there can be: a worker that wakes up finds none of this in the processor's caches, and each
     -- of them costs more than what it does.
     select
@@ -614,6 +641,9 @@ begin
     end if;
     v_is_paused := coalesce(v_paused_at <= v_now and coalesce(v_paused_until, 'infinity') > v_now, false);
 
+    if v_until is not null and v_has_expired then
+        perform pgrecall._wait_until(v_until);
+    end if;
     if v_has_expired then
         -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it
         -- does not know of, because the answer of an earlier claim() got lost. If another worker is giving them back
@@ -881,6 +911,10 @@ begin
         end if;
     end if;
 
+    if v_until is not null and v_looked > 0 then
+        perform pgrecall._wait_until(v_until);
+    end if;
+
     -- 3. Unless there may be more to take: when is the next one due? Only a look under the wake-up lock, in a
     --    statement of its own, is sure to have seen everything ("settled"); otherwise the caller looks again soon.
     --    A worker that has work does not wait for the lock.
@@ -1012,7 +1046,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. due_from spares it the entries that a long open snapshot keeps in the index: nothing that was due before it is left, says a worker whose last look was settled and who has heard of nothing earlier since. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. due_from spares it the entries that a long open snapshot keeps in the index: nothing that was due before it is left, says a worker whose last look was settled and who has heard of nothing earlier since. If it is at most 50 ms ahead, claim() waits for it. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

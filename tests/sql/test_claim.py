@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
@@ -70,6 +71,45 @@ def test_a_claim_of_nothing_is_one_row_with_the_time(db: psycopg.Connection) -> 
     found = claim(db)
     assert (found.now_at, found.next_due_at, found.settled, found.runs, found.deferred) == (NOW, None, True, [], [])
     assert value(db, "select count(*) from pgrecall.workers") == 0
+
+
+def test_a_look_that_comes_a_moment_early_waits_and_claims_as_of_the_time(db: psycopg.Connection) -> None:
+    due_at = NOW + timedelta(milliseconds=40)
+    name = add(db, "s1", due_at)
+    began = time.monotonic()
+    assert claim(db, due_from=due_at).recall_ids == [name]
+    assert time.monotonic() - began >= 0.04
+    taken = recall(db, name)
+    assert (taken["claimed_at"], taken["nominal_at"], session(db, "s1")["held_since"]) == (due_at, due_at, due_at)
+
+
+def test_a_claim_that_came_early_is_not_committed_before_its_time(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as db:
+        for n in range(10):
+            at = value(db, "select clock_timestamp() + interval '45 milliseconds'")
+            add(db, f"s{n}", at)
+            assert claim(db, due_from=at).now_at >= at
+            assert value(db, "select clock_timestamp()") >= at
+
+
+@pytest.mark.parametrize("up_to", [0, 1])
+def test_it_waits_for_nothing_that_is_further_away_and_not_without_a_free_slot(
+    db: psycopg.Connection, up_to: int
+) -> None:
+    due_at = NOW + timedelta(milliseconds=50 if up_to == 0 else 51)
+    add(db, "s1", due_at)
+    found = claim(db, up_to=up_to, due_from=due_at)
+    assert (found.runs, found.next_due_at) == ([], due_at)
+
+
+def test_a_look_that_comes_early_for_a_lease_finds_it_ended(database: str) -> None:
+    """It would look again and again in the moment before, if it did not wait."""
+    with psycopg.connect(database, autocommit=True) as db:
+        name = add(db, "s1", value(db, "select now()"))
+        assert claim(db, "dead", lease=timedelta(milliseconds=40)).recall_ids == [name]
+        ends_at = lease_until(db, "dead")
+        assert isinstance(ends_at, datetime)
+        assert claim(db, "w2", due_from=ends_at).recall_ids == [name]
 
 
 def test_due_recalls_are_taken_in_the_order_in_which_they_are_due(db: psycopg.Connection) -> None:

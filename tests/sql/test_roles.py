@@ -111,6 +111,7 @@ _stop                               invoker  -
 _stop_text                          invoker  -
 _take                               invoker  -
 _time_expression                    invoker  -
+_wait_until                         invoker  -
 _wanted_from                        invoker  -
 _watch_next                         definer  worker
 _weigh_again                        invoker  -
