@@ -21,6 +21,7 @@ from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
 from pgrecall.model import ClaimRow, Finished
 from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
+from pgrecall.telemetry import logger
 
 #: A deadline must be a date: nobody notices the difference.
 _LONGEST = timedelta(days=36500)
@@ -36,7 +37,6 @@ class Run:
         recall: What the agent can know.
         timeout: Wall-clock limit in seconds.
         silent_token: A reply of just this text means that there is nothing to say; None: no such text.
-        log: For what is logged about it.
         scope: Cancelled to stop the run, and by its deadline.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
@@ -45,12 +45,12 @@ class Run:
 
     recall: CurrentRecall
     timeout: float
-    log: Any
     silent_token: str | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     reached_agent_at: datetime | None = None
     stop_reason: StopReason | None = None
     finished: Finished | None = None
+    _log: Any = None
 
     def stop(self, reason: StopReason) -> None:
         """Tells the run to stop; the first reason counts."""
@@ -59,9 +59,10 @@ class Run:
             self.recall._stop.set()  # noqa: SLF001 (ours)
             self.scope.cancel()
 
-    def log_claim(self) -> None:
-        """Logs that it was claimed."""
-        self.log.info(
+    def log_claim(self, log: Any) -> None:
+        """Logs that it was claimed, and there what will become of it."""
+        self._log = log
+        log.info(
             "recall_claimed",
             **self._names,
             nominal_at=self.recall.nominal_at.isoformat(),
@@ -71,7 +72,7 @@ class Run:
 
     def log_ending(self, ending: Ending, seconds: float) -> None:
         """Logs how it ended, and what became of the recall."""
-        log, names, finished = self.log, self._names, self.finished
+        log, names, finished = self._log or logger(), self._names, self.finished
         if finished is None or not finished.accepted:
             log.warning("outcome_refused", **names, outcome=ending.outcome)
             return
@@ -149,13 +150,8 @@ class Runner:
         self._timeout = timeout
         self._outcomes = outcomes
 
-    def begin(self, row: ClaimRow, log: Any) -> Run:
-        """The run of a claimed recall, not started yet.
-
-        Args:
-            row: The claim.
-            log: For what is logged about the run.
-        """
+    def begin(self, row: ClaimRow) -> Run:
+        """The run of a claimed recall, not started yet."""
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
         timeout = float(row.timeout_seconds or self._timeout or row.default_timeout_seconds)
         nominal = row.nominal_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
@@ -185,7 +181,7 @@ class Runner:
             _clock=self._clock,
             _stop=asyncio.Event(),
         )
-        return Run(recall=recall, timeout=timeout, log=log, silent_token=row.silent_token)
+        return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.

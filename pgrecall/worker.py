@@ -298,12 +298,7 @@ class Worker:
                 background.start_soon(self._outcomes.run)
                 background.start_soon(self._deliverer.run)
                 background.start_soon(Purger(self.worker_id, self._database).run)
-                try:
-                    await self._fire(lease)
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        while self._tasks:
-                            await asyncio.wait(self._tasks)
+                await self._fire(lease)
                 with anyio.move_on_after(min(self._grace, _LET_GO)):
                     await self._deliverer.drain()
                 background.cancel_scope.cancel()
@@ -322,19 +317,23 @@ class Worker:
             logger().info("worker_stopped", worker_id=self.worker_id, runs_given_back=self._given_back)
 
     async def _fire(self, lease: LeaseKeeper) -> None:
-        """Looks and begins runs until it is stopped; those that are left then have been told to end."""
-        async with anyio.create_task_group() as looking:
-            looking.start_soon(self._stop_after_grace)
-            # In a task of its own: cancelling the host's task must not tear a claim from its answer.
-            looking.start_soon(self._loop, lease)
-            try:
-                await self._stopping.wait()
-            finally:
-                # Cancelled from outside: the runs stop, and what they held is given back at once.
-                if not self._stopping.is_set():
-                    self._stop_runs("worker stopping")
-                    self._let_go_at = time.monotonic() + _LET_GO
-                    self._stopping.set()
+        """Looks and runs agents until it is stopped and the last run has ended."""
+        # In a task of its own, which nothing cancels: a claim must not be torn from its answer.
+        looking = asyncio.create_task(self._loop(lease))
+        looking.add_done_callback(lambda _: self._stopping.set())
+        try:
+            await self._stopping.wait()
+            await self._let_runs_end()
+        except BaseException:
+            # Cancelled from outside: the runs stop, and what they held is given back at once.
+            self.stop()
+            self.stop()
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await looking
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
     def stop(self) -> None:
         """Stops gracefully: no more claims, runs may finish within the grace period, the rest are given back.
@@ -346,6 +345,7 @@ class Worker:
             self._let_go_at = time.monotonic() + _LET_GO
         self._stopping.set()
         self._connected.set()
+        self._look_at_lease()
         self._look_now()
         self._slot_freed.set()
 
@@ -523,22 +523,22 @@ class Worker:
 
     async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
-        log = logger().bind()
-        begun = [self._begin(row, asked_at, lease, log) for row in rows if row.run_id is not None]
+        begun = [self._begin(row, asked_at, lease) for row in rows if row.run_id is not None]
+        if begun:
+            # The agents first; what is heard meanwhile stays in the alarm.
+            await asyncio.sleep(0)
+            log = logger().bind()
+            for run in begun:
+                run.log_claim(log)
         for row in rows:
             if row.run_id is None and row.recall_id is not None:
-                log.info(
+                logger().info(
                     "recall_deferred",
                     recall_id=row.recall_id,
                     session_id=row.session_id,
                     deferrals=row.deferrals,
                     reason=row.defer_reason,
                 )
-        if begun:
-            # The agents first; what is heard meanwhile stays in the alarm.
-            await asyncio.sleep(0)
-            for run in begun:
-                run.log_claim()
         return len(begun)
 
     async def _look(self, free: int, *, everywhere: bool) -> list[ClaimRow]:
@@ -554,10 +554,8 @@ class Worker:
             self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None, due_from=due_from
         )
         asked_at = time.monotonic()
-        # Not to be torn apart by a cancellation: a claim whose answer nobody reads waits for its lease to end.
-        with anyio.CancelScope(shield=True):
-            async with database.answered_within(self._patience, "claim()"):
-                rows = await self._looks.run(call)
+        async with database.answered_within(self._patience, "claim()"):
+            rows = await self._looks.run(call)
         if not waits:
             self._look_took.append(time.monotonic() - asked_at)
         self._clock.sample(rows[0].now_at)
@@ -607,8 +605,8 @@ class Worker:
 
     # Runs
 
-    def _begin(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper, log: Any) -> Run:
-        run = self._runner.begin(row, log)
+    def _begin(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper) -> Run:
+        run = self._runner.begin(row)
         self._runs[run.recall.run_id] = run
         lease.add(run.recall.run_id, asked_at)
         self._look_at_lease()
@@ -687,8 +685,8 @@ class Worker:
             with anyio.move_on_after(left):
                 await self._lease_changed.wait()
 
-    async def _stop_after_grace(self) -> None:
-        await self._stopping.wait()
+    async def _let_runs_end(self) -> None:
+        """Lets them end within the grace period, and then tells the rest to stop."""
         self._let_go_at = time.monotonic() + self._grace + _LET_GO
         with anyio.move_on_after(self._grace):
             while self._runs:

@@ -139,6 +139,8 @@ PLACE = """
 
 def _loads(text: str | bytes) -> Any:
     """JSON as Python; what PostgreSQL can hold and Python cannot read must not stop the rows beside it."""
+    if text == b"{}":  # as nearly all metadata
+        return {}
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

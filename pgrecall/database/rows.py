@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar, cast
 
-import psycopg
 from psycopg.rows import RowMaker
 
 from pgrecall.calls import Call
 
 T = TypeVar("T")
-
-
-_TIMESTAMPTZ = psycopg.adapters.types["timestamptz"].oid
 
 
 def _utc(value: Any) -> Any:
@@ -25,36 +20,22 @@ def _utc(value: Any) -> Any:
 
 
 @cache
-def _instances(row: type[T]) -> Callable[[Any], RowMaker[T]]:
-    wanted = {field.name for field in fields(cast("Any", row))}
+def _instances(row: type[T]) -> RowMaker[T]:
+    # The statement of a Call names the columns in the order of the fields, so nothing has to be asked of the answer.
+    names = [field.name for field in fields(cast("Any", row))]
+    times = [field.name for field in fields(cast("Any", row)) if "datetime" in str(field.type)]
 
-    @cache
-    def maker(columns: tuple[tuple[bytes, int], ...]) -> RowMaker[T]:
-        # A newer minor schema may have more columns than we know.
-        keep = [(place, name.decode()) for place, (name, _) in enumerate(columns) if name.decode() in wanted]
-        times = [(place, name) for place, name in keep if columns[place][1] == _TIMESTAMPTZ]
+    def make(values: Any) -> T:
+        named = dict(zip(names, values, strict=True))
+        for name in times:
+            named[name] = _utc(named[name])
+        return row(**named)
 
-        def make(values: Any) -> T:
-            named = {name: values[place] for place, name in keep}
-            for place, name in times:
-                named[name] = _utc(values[place])
-            return row(**named)
-
-        return make
-
-    def for_cursor(cursor: Any) -> RowMaker[T]:
-        # Not cursor.description, which makes an object of each column for each answer.
-        answer = cursor.pgresult
-        count = 0 if answer is None else answer.nfields
-        return maker(tuple((answer.fname(place), answer.ftype(place)) for place in range(count)))
-
-    return for_cursor
-
-
-def _scalars(_: Any) -> RowMaker[Any]:
-    return lambda values: _utc(values[0])
+    return make
 
 
 def row_factory(call: Call[T]) -> Any:
     """What makes psycopg give the rows as instances of the Call's class, or its only column as it is."""
-    return _scalars if call.row is None else _instances(cast("Any", call.row))
+    if call.row is None:
+        return lambda _: lambda values: _utc(values[0])
+    return lambda _: _instances(cast("Any", call.row))
