@@ -571,6 +571,30 @@ def test_a_worker_fires_a_recall_and_stops_on_sigterm(run: Run, database: str, t
     assert checks(run("doctor", "--json"))["workers"]["message"] == "no worker is running"
 
 
+LOOP = """
+import asyncio
+
+async def agent(*, session_id, user_message):
+    return type(asyncio.get_running_loop()).__module__
+"""
+
+
+@pytest.mark.parametrize(("is_there", "loop"), [(True, "uvloop"), (False, "asyncio.unix_events")])
+def test_a_worker_runs_on_uvloop_where_it_is_installed(
+    run: Run, database: str, tmp_path: Path, *, is_there: bool, loop: str
+) -> None:
+    (tmp_path / "which_loop.py").write_text(LOOP)
+    if not is_there:
+        (tmp_path / "uvloop.py").write_text("raise ImportError")
+    with worker(tmp_path, "--dsn", database, "--agent", "which_loop:agent") as started:
+        started.event("worker_started")
+        recall = answer(run("schedule", "s", "wake up", "--create-session", "--json"))
+        assert started.event("recall_fired")["recall_id"] == recall["id"]
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(DEADLINE) == 0
+    assert [one["reply"] for one in answer(run("show", recall["id"], "--json"))["runs"]] == [loop]
+
+
 @pytest.mark.parametrize(
     ("agent", "said"),
     [

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -147,7 +147,17 @@ def worker(
             async with _taking_callbacks(dsn, callback_listen):
                 await made.run()
 
-        asyncio.run(run_until_told())
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run_until_told())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes loops of uvloop where it is installed; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 @asynccontextmanager

@@ -116,9 +116,9 @@ _SETTINGS = {
 }
 
 
-#: Makes the server's process keep the memory that a statement has used for the next one. The C library (glibc) gives what
-#: is more than 128 kB back to the system after each, and gets it again page by page: that is a quarter of a claim. Once
-#: it was asked for a piece that is larger, and got it back, it keeps twice as much (mallopt(3), M_TRIM_THRESHOLD).
+#: Makes the server's process keep the memory that a statement has used for the next one. The C library (glibc) gives
+#: what is more than 128 kB back to the system after each, and gets it again page by page: that is a quarter of a claim.
+#: Once it was asked for a larger piece, and got it back, it keeps twice as much (mallopt(3), M_TRIM_THRESHOLD).
 _KEEP_MEMORY = "length(repeat(' ', 1000000))"
 
 

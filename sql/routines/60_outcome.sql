@@ -409,18 +409,11 @@ as $$
 declare
     v_blank constant text := E' \t\r\n';
     v_now timestamptz := pgrecall.clock();
-    v_silent_token text;
 begin
-    if exists (
-        select
-        from unnest(finish_unobstructed.outcomes) as given (outcome)
-        where given.outcome is null
-            or given.outcome not in ('success', 'silent')
-    ) then
+    if not finish_unobstructed.outcomes <@ array['success', 'silent'] then
         raise exception 'outcomes is %, but each of them must be success or silent', left(finish_unobstructed.outcomes::text, 100)
             using errcode = 'PR005', hint = 'finish() takes the others, one by one.';
     end if;
-    v_silent_token := (select known.silent_token from pgrecall.settings as known);
     return query
     with ended as materialized (
         select
@@ -435,13 +428,14 @@ begin
             recall.run_id,
             given.started_at,
             given.reply,
-            case when btrim(given.reply, v_blank) = v_silent_token then 'silent' else given.outcome end as outcome
+            case when btrim(given.reply, v_blank) = known.silent_token then 'silent' else given.outcome end as outcome
         from unnest(
             finish_unobstructed.run_ids,
             finish_unobstructed.outcomes,
             finish_unobstructed.started_at,
             finish_unobstructed.replies
         ) as given (run_id, outcome, started_at, reply)
+        cross join pgrecall.settings as known
         join pgrecall.session_recalls as recall on recall.run_id = given.run_id
         join pgrecall.sessions as session on session.id = recall.session_id
         where recall.status = 'running'
