@@ -417,15 +417,7 @@ begin
     return query
     with ended as materialized (
         select
-            recall.id,
-            recall.session_id,
-            recall.nominal_at,
-            recall.claimed_at,
-            recall.worker_id,
-            recall.attempt,
-            recall.deferrals,
-            recall.defer_reason,
-            recall.run_id,
+            running.*,
             given.started_at,
             given.reply,
             case when btrim(given.reply, v_blank) = known.silent_token then 'silent' else given.outcome end as outcome
@@ -436,24 +428,38 @@ begin
             finish_unobstructed.replies
         ) as given (run_id, outcome, started_at, reply)
         cross join pgrecall.settings as known
-        join pgrecall.session_recalls as recall on recall.run_id = given.run_id
-        join pgrecall.sessions as session on session.id = recall.session_id
-        where recall.status = 'running'
-            and recall.call_type <> 'recurring'
-            and recall.trigger_at = recall.nominal_at
-            and recall.stopped_by is null
-            and recall.paused_at is null
-            and recall.deliver_to is null
-            and session.deliver_to is null
-            and session.run_id = recall.run_id
-            and session.line_until is null
-            and not session.has_waiting
-            and not exists (
-                select
-                from pgrecall.run_reports as report
-                where report.recall_id = recall.id
-            )
-        for no key update of recall, session skip locked
+        -- Lateral, so that each run is looked up by its number, and not each number in all runs that there are.
+        cross join lateral (
+            select
+                recall.id,
+                recall.session_id,
+                recall.nominal_at,
+                recall.claimed_at,
+                recall.worker_id,
+                recall.attempt,
+                recall.deferrals,
+                recall.defer_reason,
+                recall.run_id
+            from pgrecall.session_recalls as recall
+            join pgrecall.sessions as session on session.id = recall.session_id
+            where recall.run_id = given.run_id
+                and recall.status = 'running'
+                and recall.call_type <> 'recurring'
+                and recall.trigger_at = recall.nominal_at
+                and recall.stopped_by is null
+                and recall.paused_at is null
+                and recall.deliver_to is null
+                and session.deliver_to is null
+                and session.run_id = recall.run_id
+                and session.line_until is null
+                and not session.has_waiting
+                and not exists (
+                    select
+                    from pgrecall.run_reports as report
+                    where report.recall_id = recall.id
+                )
+            for no key update of recall, session skip locked
+        ) as running
     ),
     fired as (
         update pgrecall.session_recalls as recall
