@@ -562,9 +562,8 @@ as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := pgrecall.clock();
-    v_from timestamptz := coalesce(claim.due_from, '-infinity');
+    v_from timestamptz;
     v_until timestamptz;
-    v_paused_at timestamptz;
     v_paused_until timestamptz;
     v_max_runs_per_day integer;
     v_template text;
@@ -584,20 +583,20 @@ declare
     v_texts text[];
     v_deferred pgrecall.session_recalls[];
     v_one record;
-    v_looked integer := 0;
-    v_made_due boolean := false;
-    v_has_paused boolean := false;
-    v_settled boolean := false;
+    v_looked integer;
+    v_made_due boolean;
+    v_has_paused boolean;
+    v_settled boolean;
     v_next timestamptz;
     v_next_lease timestamptz;
     v_next_delivery timestamptz;
     v_next_of_others timestamptz;
     v_has_others boolean;
-    v_seen_at timestamptz;
-    v_has_news boolean := false;
-    v_has_told boolean := false;
+    v_is_stale boolean;
+    v_has_news boolean;
     v_armed bigint;
     v_register bigint;
+    v_is_untold boolean;
     v_recall pgrecall.session_recalls;
 begin
     if (
@@ -608,43 +607,46 @@ begin
     ) is not true then
         perform pgrecall._refuse_claim(claim.worker_id, claim.up_to, claim.lease);
     end if;
-    if claim.up_to > 0 and v_from > v_now and v_from <= v_now + interval '50 milliseconds' then
+    if claim.up_to > 0 and claim.due_from > v_now and claim.due_from <= v_now + interval '50 milliseconds' then
         -- A worker that comes a moment early. The claims are made as of the time when they are due, in the last moment
         -- before it, and are committed after it: only the commit and the answer are late.
-        v_until := clock_timestamp() + (v_from - v_now);
+        v_until := clock_timestamp() + (claim.due_from - v_now);
         perform pgrecall._wait_until(v_until - interval '2 milliseconds');
-        v_now := v_from;
+        v_now := claim.due_from;
     end if;
-    -- As few statements as there can be: a worker that wakes up finds none of this in the processor's caches, and each
-    -- of them costs more than what it does.
+    -- As few statements as there can be, and as few expressions outside of them: a worker that wakes up finds none of this
+    -- in the processor's caches, and each of them costs more than what it does. So the first statement sets variables.
     select
-        known.paused_at,
+        coalesce(known.paused_at <= v_now and coalesce(known.paused_until, 'infinity') > v_now, false),
         known.paused_until,
         known.max_runs_per_day,
         known.message_template,
         known.timeout_seconds,
         known.silent_token,
+        front.due_from,
         exists (select from pgrecall.workers as w where w.lease_until <= v_now),
         exists (
             select
             from pgrecall.session_recalls as due
             where due.due_at <= v_now
-                and due.due_at >= case when known.paused_at is null then v_from else '-infinity' end
-        )
+                and due.due_at >= front.due_from
+        ),
+        0,
+        false,
+        false
     into strict
-        v_paused_at, v_paused_until, v_max_runs_per_day, v_template, v_timeout_seconds, v_silent_token, v_has_expired,
-        v_has_due
-    from pgrecall.settings as known;
-    if v_paused_at is not null then
+        v_is_paused, v_paused_until, v_max_runs_per_day, v_template, v_timeout_seconds, v_silent_token, v_from,
+        v_has_expired, v_has_due, v_looked, v_made_due, v_settled
+    from pgrecall.settings as known
+    cross join lateral (
         -- What became due while all was paused is still there, and nobody was told of it.
-        v_from := '-infinity';
-    end if;
-    v_is_paused := coalesce(v_paused_at <= v_now and coalesce(v_paused_until, 'infinity') > v_now, false);
+        select case when known.paused_at is null then coalesce(claim.due_from, '-infinity') else '-infinity' end as due_from
+    ) as front;
 
-    if v_until is not null and v_has_expired then
-        perform pgrecall._wait_until(v_until);
-    end if;
     if v_has_expired then
+        if v_until is not null then
+            perform pgrecall._wait_until(v_until);
+        end if;
         -- A worker that comes back after its lease has passed has lost its claims like any other: also those that it
         -- does not know of, because the answer of an earlier claim() got lost. If another worker is giving them back
         -- right now it waits here, where it holds nothing that the other one may want.
@@ -823,6 +825,8 @@ begin
                 end if;
                 v_settings := (select known from pgrecall.settings as known);
                 v_looked := 0;
+                v_has_paused := false;
+                v_is_clear := false;
                 v_answer := null;
                 -- One of them cannot be taken: take them one by one, and put off the one that fails.
                 for v_place in 1..claim.up_to loop
@@ -860,10 +864,9 @@ begin
                     end;
                 end loop;
         end;
-        -- Paused perhaps until a time, which is not committed.
-        v_made_due := v_made_due or v_has_paused;
-        if cardinality(v_deferred) > 0 then
-            v_made_due := true;
+        if not v_is_clear then
+            -- Paused perhaps until a time, which is not committed.
+            v_made_due := v_made_due or v_has_paused or coalesce(cardinality(v_deferred), 0) > 0;
             for v_recall in
                 select late.*
                 from unnest(v_deferred) as late
@@ -881,11 +884,46 @@ begin
                         raise warning 'recall % cannot be left out: %', v_recall.id, sqlerrm;
                 end;
             end loop;
+            select
+                count(*) filter (where recall.run_id is not null) = 0,
+                array_agg(
+                    row(
+                        recall.run_id,
+                        recall.id,
+                        recall.session_id,
+                        session.user_id,
+                        recall.call_type,
+                        recall.nominal_at,
+                        case
+                            when recall.call_type = 'recurring'
+                                then pgrecall._next_occurrence(
+                                    whole.recalls[recall.ordinality], greatest(recall.nominal_at, v_now)
+                                )
+                        end,
+                        recall.attempt,
+                        recall.max_attempts,
+                        recall.deferrals,
+                        recall.timeout_seconds,
+                        v_timeout_seconds,
+                        v_silent_token,
+                        recall.additional_context_message,
+                        recall.internal_comment,
+                        recall.metadata,
+                        v_texts[recall.ordinality],
+                        coalesce(recall.time_zone, session.time_zone, 'UTC'),
+                        recall.chain_depth,
+                        case when recall.run_id is null then recall.defer_reason end
+                    )::pgrecall._claimed
+                )
+            into v_is_covered, v_answer
+            from (select v_claimed || v_deferred as recalls) as whole
+            cross join unnest(whole.recalls) with ordinality as recall
+            left join pgrecall.sessions as session on session.id = recall.session_id;
         end if;
     end if;
 
     -- 2. The claims stand on the worker's lease: written once in a third of it, however many claims there are.
-    if v_answer is not null and not v_is_covered or cardinality(v_claimed) > 0 then
+    if not v_is_covered then
         update pgrecall.workers as w
         set seen_at = v_now,
             lease_until = case
@@ -937,112 +975,63 @@ begin
         min(w.lease_until) filter (where w.id <> claim.worker_id and w.lease_until < v_now + interval '1 day'),
         min(w.lease_until),
         bool_or(w.id <> claim.worker_id),
-        max(w.seen_at) filter (where w.id = claim.worker_id)
-    into v_next, v_next_delivery, v_next_lease, v_next_of_others, v_has_others, v_seen_at
+        max(w.seen_at) filter (where w.id = claim.worker_id) < v_now - interval '30 seconds',
+        pg_sequence_last_value('pgrecall.armed_until'),
+        pg_sequence_last_value('pgrecall.untold') is not distinct from 1
+    into v_next, v_next_delivery, v_next_lease, v_next_of_others, v_has_others, v_is_stale, v_register, v_is_untold
     from pgrecall.workers as w;
     if v_is_paused then
         v_next := v_paused_until;
-    elsif v_looked < claim.up_to or claim.up_to = 0 then
-        if v_settled then
-            v_armed := case
-                when v_next is null then 253402300800000000
-                else greatest(pgrecall.microseconds(v_next), 0)
-            end;
-            -- The register may be lowered only to a time that is committed. Recalls that this transaction made due
-            -- later (deferred, given back) are not; those it claimed are out of the eligible set and do no harm.
-            v_register := pg_sequence_last_value('pgrecall.armed_until');
-            if v_armed > v_register or (not v_made_due and v_armed is distinct from v_register) then
-                perform setval('pgrecall.armed_until', v_armed);
-            end if;
-            -- The others wake up for what was due, unless they hear that there is no need to. With up_to 0 the caller
-            -- does not wait for what is next.
-            v_has_news := claim.up_to > 0
-                and (
-                    v_looked > 0
-                    or v_made_due
-                    or v_register <= pgrecall.microseconds(v_now)
-                    or pg_sequence_last_value('pgrecall.untold') = 1
-                )
-                and coalesce(current_setting('pgrecall.told', true), '') = '';
+    elsif v_settled then
+        v_armed := case
+            when v_next is null then 253402300800000000
+            else greatest(pgrecall.microseconds(v_next), 0)
+        end;
+        -- The register may be lowered only to a time that is committed. Recalls that this transaction made due
+        -- later (deferred, given back) are not; those it claimed are out of the eligible set and do no harm.
+        if v_armed > v_register or (not v_made_due and v_armed is distinct from v_register) then
+            perform setval('pgrecall.armed_until', v_armed);
         end if;
+        -- The others wake up for what was due, unless they hear that there is no need to. With up_to 0 the caller
+        -- does not wait for what is next.
+        v_has_news := claim.up_to > 0
+            and (v_looked > 0 or v_made_due or v_register <= pgrecall.microseconds(v_now) or v_is_untold)
+            and coalesce(current_setting('pgrecall.told', true), '') = '';
     end if;
     if v_settled or v_looked < claim.up_to or claim.up_to = 0 then
-        v_next_of_others := least(v_next, v_next_of_others);
         -- Whoever hears it forgets what it was armed for (docs/wake-up.md, "The herd"): so it is said with the lock held
         -- until it is out, and of what this transaction says it is the last. (Its triggers say what is due no earlier.)
-        if v_has_news and v_has_others and coalesce(v_next_of_others, 'infinity') > v_now then
+        if v_has_news and v_has_others and coalesce(least(v_next, v_next_of_others), 'infinity') > v_now then
             perform pg_notify(
                 'pgrecall',
                 format(
                     'next %s %s %s',
-                    coalesce(pgrecall.microseconds(v_next_of_others), 253402300800000000),
+                    coalesce(pgrecall.microseconds(least(v_next, v_next_of_others)), 253402300800000000),
                     pgrecall.microseconds(v_now),
                     claim.worker_id
                 )
             );
-            perform setval('pgrecall.untold', 0)
-            where pg_sequence_last_value('pgrecall.untold') = 1;
-            v_has_told := true;
+            if v_is_untold then
+                perform setval('pgrecall.untold', 0);
+            end if;
+            v_is_untold := true; -- as it need not be noted again
         end if;
         v_next := least(v_next, v_next_lease);
     end if;
-    if v_looked > 0 and not v_has_told and pg_sequence_last_value('pgrecall.untold') is distinct from 1 then
+    if v_looked > 0 and not v_is_untold then
         perform setval('pgrecall.untold', 1);
     end if;
 
-    if v_seen_at < v_now - interval '30 seconds' then
+    if v_is_stale then
         update pgrecall.workers
         set seen_at = v_now
         where workers.id = claim.worker_id;
     end if;
 
-    if v_answer is null then
-        select
-            array_agg(
-                row(
-                    recall.run_id,
-                    recall.id,
-                    recall.session_id,
-                    session.user_id,
-                    recall.call_type,
-                    recall.nominal_at,
-                    case
-                        when recall.call_type = 'recurring'
-                            then pgrecall._next_occurrence(whole.recalls[recall.ordinality], greatest(recall.nominal_at, v_now))
-                    end,
-                    recall.attempt,
-                    recall.max_attempts,
-                    recall.deferrals,
-                    recall.timeout_seconds,
-                    v_timeout_seconds,
-                    v_silent_token,
-                    recall.additional_context_message,
-                    recall.internal_comment,
-                    recall.metadata,
-                    v_texts[recall.ordinality],
-                    coalesce(recall.time_zone, session.time_zone, 'UTC'),
-                    recall.chain_depth,
-                    case when recall.run_id is null then recall.defer_reason end
-                )::pgrecall._claimed
-            )
-        into v_answer
-        from (select v_claimed || v_deferred as recalls) as whole
-        cross join unnest(whole.recalls) with ordinality as recall
-        left join pgrecall.sessions as session on session.id = recall.session_id;
-    end if;
-    now_at := pgrecall.clock();
-    next_due_at := v_next;
-    settled := v_settled;
-    next_delivery_at := v_next_delivery;
-    if v_answer is null then
-        default_timeout_seconds := v_timeout_seconds;
-        silent_token := v_silent_token;
-        return next;
-        return;
-    end if;
     return query
-    select now_at, next_due_at, settled, next_delivery_at, answer.*
-    from unnest(v_answer) as answer;
+    select pgrecall.clock(), v_next, v_settled, v_next_delivery, answer.*
+    -- One row of nulls if there is nothing to answer.
+    from unnest(coalesce(v_answer, array[null::pgrecall._claimed])) as answer;
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is
