@@ -64,8 +64,8 @@ _LONGEST_LEASE = 86400.0
 #: Seconds that the first worker has to take what is due and to say so: at least, and at most when it has taken longer.
 _HEAD_START = (0.01, 0.1)
 
-#: Seconds by which the first worker comes early to a look, beside what a look takes: claim() waits for the time itself.
-_EARLY = 0.002
+#: Seconds by which the first worker comes early to a look, beside half of what one takes: claim() waits for the time.
+_EARLY = 0.003
 
 #: At most; claim() waits for up to 50 ms.
 _EARLIEST = 0.04
@@ -430,7 +430,7 @@ class Worker:
         """When this worker should look for what is due at that time."""
         if self._is_first:
             # A moment before: claim() waits for where the look begins, if that is known.
-            early = min(_EARLY + min(self._look_took, default=0), _EARLIEST)
+            early = min(_EARLY + min(self._look_took, default=0) / 2, _EARLIEST)
             return at - early if self._listener is not None and self._front.is_known else at
         least, most = _HEAD_START
         head_start = min(max(1.5 * max(self._heard_after), least), most)
@@ -491,6 +491,8 @@ class Worker:
                 continue
             nobody_called = self._alarm.at == self._safety_at
             self._alarm.clear()
+            # This look's own "next" may be heard before its answer.
+            self._next_at = math.inf
             asked_at = time.monotonic()
             try:
                 if lease.in_doubt:
@@ -566,7 +568,6 @@ class Worker:
     def _arm(self, look: ClaimRow, unsettled: Backoff) -> None:
         """Sets the alarm after a look that left slots free."""
         now = time.monotonic()
-        self._next_at = math.inf
         if look.settled and look.recall_id is not None:
             # Whoever has taken something is the first from now on, and has told the others if there are any.
             self._is_first = True

@@ -65,6 +65,9 @@ class OwnConnection:
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()
+            await asyncio.wait({opening})
+            if not opening.cancelled() and opening.exception() is None:
+                await opening.result().close()  # nobody has waited for it to the end
         await self.mend()
 
     async def _opened(self) -> AsyncConnection:

@@ -611,7 +611,7 @@ begin
         -- A worker that comes a moment early. The claims are made as of the time when they are due, in the last moment
         -- before it, and are committed after it: only the commit and the answer are late.
         v_until := clock_timestamp() + (claim.due_from - v_now);
-        perform pgrecall._wait_until(v_until - interval '2 milliseconds');
+        perform pg_sleep(extract(epoch from claim.due_from - v_now) - 0.0025);
         v_now := claim.due_from;
     end if;
     -- As few statements as there can be, and as few expressions outside of them: a worker that wakes up finds none of this
@@ -949,7 +949,8 @@ begin
         end if;
     end if;
 
-    if v_until is not null and v_looked > 0 then
+    -- Also if somebody else has locked what will be due then: before, this worker would come back at once.
+    if v_until is not null and v_has_due then
         perform pgrecall._wait_until(v_until);
     end if;
 
