@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import anyio
 import psycopg
@@ -58,11 +59,13 @@ class Senders:
     Args:
         worker_id: For the log.
         database: Where the notifications are sent.
+        on_known: Called when somebody who was asked about is known to be no stranger.
     """
 
-    def __init__(self, worker_id: str, database: AsyncDatabase) -> None:
+    def __init__(self, worker_id: str, database: AsyncDatabase, on_known: Callable[[], None]) -> None:
         self._worker_id = worker_id
         self._database = database
+        self._on_known = on_known
         # Whether they may claim, and until when that counts.
         self._known: dict[int, bool] = {}
         self._counts_until = -math.inf
@@ -98,10 +101,11 @@ class Senders:
                 logger().debug("senders_unknown", worker_id=self._worker_id, error=describe(error))
             else:
                 workers = {row["pid"] for row in rows}
-                if workers & asked:
-                    pausing.reset()
                 if known is self._known:  # else the answer is of another server
                     strangers = [pid for pid in known if not known[pid]] + sorted(asked)
                     self._known = dict.fromkeys(strangers[-_MOST:], False) | dict.fromkeys(workers, True)
                     self._counts_until = time.monotonic() + _COUNTS_FOR
+                if workers & asked:
+                    pausing.reset()
+                    self._on_known()
             await anyio.sleep(pausing.pause())

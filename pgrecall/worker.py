@@ -180,6 +180,8 @@ class Worker:
         self._front = Front()
         # Is it the one to look when something is due, or does it leave a moment to another worker?
         self._is_first = True
+        # The server process of the latest "next" that was passed over, because nobody knew yet whose it is.
+        self._unbelieved: int | None = None
         # When the first of what waits is due, as its latest look has seen it.
         self._next_at = math.inf
         # How many seconds its latest looks took that did not wait for a recall to become due.
@@ -192,7 +194,7 @@ class Worker:
         self._connected = anyio.Event()
         self._lease_changed = anyio.Event()
         self._listener: Listener | None = None
-        self._senders = Senders(self.worker_id, self._database)
+        self._senders = Senders(self.worker_id, self._database, self._believe)
         self._watch = Watch(self._listen_dsn, self.worker_id)
         self._settled_at = -math.inf
         self._safety_at = -math.inf
@@ -358,7 +360,7 @@ class Worker:
         self._connected.set()
         self._senders.forget()
         # Who is first may have been said meanwhile, and the other one be gone.
-        self._is_first = True
+        self._be_first()
         self._front.forget()
         # The word that the ring has changed may be among the messages that were missed.
         self._watch.begin_anew()
@@ -414,17 +416,29 @@ class Worker:
         at, looked_at = self._clock.monotonic(when / 1e6), self._clock.monotonic(now / 1e6)
         if worker_id == self.worker_id:
             # The others leave it a head start. If it took nothing, it may have set its alarm as one of them.
-            self._is_first = True
+            self._be_first()
             self._alarm.due(self._when_to_look(self._next_at))
             return
         # Only this message makes a look later, so a stranger must not say it. To pass over a worker's costs a look.
         if not self._senders.may_claim(pid):
+            self._unbelieved = pid
             return
         self._is_first = False
         self._heard_after.append(time.monotonic() - looked_at)
         # An older look than this worker's latest may have missed what that one has seen.
         if now / 1e6 > self._looked_at:
             self._alarm.move(self._when_to_look(at))
+
+    def _believe(self) -> None:
+        """It is known now who some are that have said what is next."""
+        if self._unbelieved is not None and self._senders.may_claim(self._unbelieved):
+            # What it said may be out of date; but it looks, and so need not this worker at the same time.
+            self._is_first = False
+            self._unbelieved = None
+
+    def _be_first(self) -> None:
+        self._is_first = True
+        self._unbelieved = None
 
     def _when_to_look(self, at: float) -> float:
         """When this worker should look for what is due at that time."""
@@ -433,7 +447,7 @@ class Worker:
             early = min(_EARLY + min(self._look_took, default=0) / 2, _EARLIEST)
             return at - early if self._listener is not None and self._front.is_known else at
         least, most = _HEAD_START
-        head_start = min(max(1.5 * max(self._heard_after), least), most)
+        head_start = min(max(1.5 * max(self._heard_after, default=0), least), most)
         # Not all at once, if the first does not come.
         return max(at, time.monotonic()) + head_start * random.uniform(1, 4)  # noqa: S311
 
@@ -570,7 +584,7 @@ class Worker:
         now = time.monotonic()
         if look.settled and look.recall_id is not None:
             # Whoever has taken something is the first from now on, and has told the others if there are any.
-            self._is_first = True
+            self._be_first()
         self._safety_at = now + self._safety_interval
         self._alarm.no_later_than(self._safety_at)
         if self._unheard_until > now:
