@@ -31,7 +31,8 @@ comment on function pgrecall._lock_for_peek(integer) is
     'Takes the wake-up lock, which somebody has, exclusively until the end of the transaction; false if it is not to be had in the given time. Called by claim.';
 
 -- Plain SQL without settings of its own: it becomes part of the statement that calls it. As a function that is called
--- it would be a tenth of a claim.
+-- it would be a tenth of a claim. For the same reason it writes times in UTC and short spans itself, as time_text() and
+-- span_text() do (a test holds them together).
 create or replace function pgrecall._model_text(
     template text,
     recall_id text,
@@ -1036,7 +1037,7 @@ begin
 end;
 $$;
 comment on function pgrecall.claim(text, integer, interval, boolean, timestamptz) is
-    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. due_from spares it the entries that a long open snapshot keeps in the index: nothing that was due before it is left, says a worker whose last look was settled and who has heard of nothing earlier since. If it is at most 50 ms ahead, claim() waits for it. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <microseconds since 1970> <worker_id>'' when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
+    'Takes up to so many due recalls for a worker, in due order, and tells when to look again. Always returns at least one row: now_at is the server''s time, next_due_at the earliest time at which something may be due (null: nothing is waiting), settled whether that is certain, next_delivery_at when the next delivery is due (null: none is pending); run_id is null if nothing was taken, and in the rows of recalls that were deferred, which have a defer_reason. model_text is what the model is told, by settings.message_template. due_from spares it the entries that a long open snapshot keeps in the index: nothing that was due before it is left, says a worker whose last look was settled and who has heard of nothing earlier since. If it is at most 50 ms ahead, claim() waits for it. With inject the recall''s message is put into session_messages, once for an occurrence however many attempts it takes. While all is paused (settings.paused_at) nothing is taken; what is due in a session that is paused, or whose user is, is paused in place of taken. Called by workers, outside any transaction of theirs. Locks: due recalls and their sessions, skipping locked ones; the wake-up lock. Notifies: channel pgrecall, payload ''watch'' when the worker''s lease begins, ''next <when> <now> <worker_id>'' (both microseconds since 1970) when other workers need not look before that time at which this one will, and ''due …'' through the trigger announce_update.';
 
 create or replace function pgrecall.occurrence_message_id(recall_id text, nominal_at timestamptz)
 returns text

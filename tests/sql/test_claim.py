@@ -98,8 +98,32 @@ def test_it_waits_for_nothing_that_is_further_away_and_not_without_a_free_slot(
 ) -> None:
     due_at = NOW + timedelta(milliseconds=50 if up_to == 0 else 51)
     add(db, "s1", due_at)
+    db.execute(
+        """create or replace function pgrecall._wait_until(moment timestamptz) returns void language plpgsql as
+        $$ begin raise 'it has waited'; end $$"""
+    )
     found = claim(db, up_to=up_to, due_from=due_at)
     assert (found.runs, found.next_due_at) == ([], due_at)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris"])
+@pytest.mark.parametrize("late", [timedelta(0), timedelta(milliseconds=999), SECOND, MINUTE, HOUR])
+def test_the_model_is_told_times_as_everybody_is(db: psycopg.Connection, zone: str, late: timedelta) -> None:
+    """_model_text() writes the commonest times and spans itself, because calls would be a tenth of a claim."""
+    at = NOW + timedelta(microseconds=123456)
+    told, expected = db.execute(
+        """select pgrecall._model_text(
+                '{scheduled_for}, {now}, {late_by}, {next}: {message}', 'r', 's', 'go on', %(zone)s,
+                %(at)s::timestamptz, %(at)s::timestamptz + %(late)s, 1, 3, 0, %(at)s::timestamptz + interval '1 day'
+            ),
+            format(
+                '%%s, %%s, %%s, %%s: go on', pgrecall.time_text(%(at)s, %(zone)s),
+                pgrecall.time_text(%(at)s::timestamptz + %(late)s, %(zone)s), pgrecall.span_text(%(late)s),
+                pgrecall.time_text(%(at)s::timestamptz + interval '1 day', %(zone)s)
+            )""",
+        {"zone": zone, "at": at, "late": late},
+    ).fetchone() or ("", None)
+    assert told == expected
 
 
 def test_a_look_that_comes_early_for_a_lease_finds_it_ended(database: str) -> None:
