@@ -30,7 +30,7 @@ _ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", 
 _TRIES = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ending:
     """How a run ended: the arguments of `finish` but the ids."""
 
@@ -50,7 +50,7 @@ class Ending:
         return self.outcome in ("success", "silent") and self.usage is None and self.messages is None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ended:
     """A run that has ended.
 
@@ -113,12 +113,12 @@ class Outcomes:
         self._is_running = True
         try:
             while True:
-                await self._something.wait()
-                # What ends in the same turn of the event loop comes along.
-                await asyncio.sleep(0)
-                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 if not self._waiting:
                     self._something.clear()
+                    await self._something.wait()
+                    # What ends in the same turn of the event loop comes along.
+                    await asyncio.sleep(0)
+                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 told = await self._tell_together([ended for ended, _ in batch])
                 for ended, is_told in batch:
                     if not is_told.done():  # its task may have been cancelled

@@ -6,10 +6,11 @@ Decides nothing about when or how many; the database decides what becomes of the
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import anyio
@@ -23,41 +24,58 @@ from pgrecall.model import ClaimRow, Finished
 from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
 from pgrecall.telemetry import logger
 
-#: A deadline must be a date: nobody notices the difference.
-_LONGEST = timedelta(days=36500)
+#: Seconds. A deadline must be a date: nobody notices the difference.
+_LONGEST = 36500 * 86400
 
 StopReason = Literal["told to stop", "lease lost", "worker stopping", "claimed in doubt"]
 
 
-@dataclass(slots=True)
 class Run:
     """A run under way.
 
     Attributes:
-        recall: What the agent can know.
+        run_id: The run.
+        claim: The recall as it was claimed.
         timeout: Wall-clock limit in seconds.
-        silent_token: A reply of just this text means that there is nothing to say; None: no such text.
         scope: Cancelled to stop the run, and by its deadline.
+        recall: What the agent can know; None: it has not begun yet.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
         finished: What the database made of the outcome; None: it has not heard it.
     """
 
-    recall: CurrentRecall
-    timeout: float
-    silent_token: str | None = None
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    reached_agent_at: datetime | None = None
-    stop_reason: StopReason | None = None
-    finished: Finished | None = None
-    _log: Any = None
+    __slots__ = ("_log", "claim", "finished", "reached_agent_at", "recall", "run_id", "scope", "stop_reason", "timeout")
+
+    def __init__(self, claim: ClaimRow) -> None:
+        assert claim.run_id is not None  # noqa: S101 (the caller looked)
+        self.run_id = claim.run_id
+        self.claim = claim
+        self.timeout = math.inf
+        self.scope = anyio.CancelScope()
+        self.recall: CurrentRecall | None = None
+        self.reached_agent_at: datetime | None = None
+        self.stop_reason: StopReason | None = None
+        self.finished: Finished | None = None
+        self._log: Any = None
+
+    def begin(self, recall: CurrentRecall) -> None:
+        """It begins, stopped or not."""
+        self.recall = recall
+        if self.stop_reason is not None:
+            recall._stop.set()  # noqa: SLF001 (ours)
 
     def stop(self, reason: StopReason) -> None:
         """Tells the run to stop; the first reason counts."""
         if self.stop_reason is None:
             self.stop_reason = reason
-            self.recall._stop.set()  # noqa: SLF001 (ours)
             self.scope.cancel()
+            if self.recall is not None:
+                self.recall._stop.set()  # noqa: SLF001 (ours)
+
+    def reported(self) -> None:
+        """Somebody may have reported about it."""
+        if self.recall is not None:
+            self.recall._reported.set()  # noqa: SLF001 (ours; it looks)
 
     def log_claim(self, log: Any) -> None:
         """Logs that it was claimed, and there what will become of it."""
@@ -65,9 +83,9 @@ class Run:
         log.info(
             "recall_claimed",
             **self._names,
-            nominal_at=self.recall.nominal_at.isoformat(),
-            lateness_ms=round(self.recall.lateness.total_seconds() * 1000, 3),
-            attempt=self.recall.attempt,
+            nominal_at=self.claim.nominal_at.isoformat(),
+            lateness_ms=round((self.claim.now_at - self.claim.nominal_at).total_seconds() * 1000, 3),
+            attempt=self.claim.attempt,
         )
 
     def log_ending(self, ending: Ending, seconds: float) -> None:
@@ -112,8 +130,7 @@ class Run:
 
     @property
     def _names(self) -> dict[str, Any]:
-        recall = self.recall
-        return {"recall_id": recall.recall_id, "run_id": recall.run_id, "session_id": recall.session_id}
+        return {"recall_id": self.claim.recall_id, "run_id": self.run_id, "session_id": self.claim.session_id}
 
 
 class Runner:
@@ -150,12 +167,10 @@ class Runner:
         self._timeout = timeout
         self._outcomes = outcomes
 
-    def begin(self, row: ClaimRow) -> Run:
-        """The run of a claimed recall, not started yet."""
+    def _recall(self, row: ClaimRow, timeout: float) -> CurrentRecall:
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
-        timeout = float(row.timeout_seconds or self._timeout or row.default_timeout_seconds)
-        nominal = row.nominal_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
-        recall = CurrentRecall(
+        nominal = row.nominal_at.isoformat(timespec="microseconds").removesuffix("+00:00")
+        return CurrentRecall(
             recall_id=row.recall_id,
             run_id=row.run_id,
             session_id=row.session_id,
@@ -164,7 +179,7 @@ class Runner:
             call_type=row.call_type,
             nominal_at=row.nominal_at,
             started_at=row.now_at,
-            deadline=row.now_at + min(timedelta(seconds=timeout), _LONGEST),
+            deadline=row.now_at + timedelta(seconds=min(timeout, _LONGEST)),
             next_at=row.next_at,
             attempt=row.attempt,
             max_attempts=row.max_attempts,
@@ -181,20 +196,22 @@ class Runner:
             _clock=self._clock,
             _stop=asyncio.Event(),
         )
-        return Run(recall=recall, timeout=timeout, silent_token=row.silent_token)
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
         """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
 
         Args:
-            run: From `begin`.
+            run: It has not begun yet.
             must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
         """
-        recall = run.recall
+        claim = run.claim
+        run.timeout = float(claim.timeout_seconds or self._timeout or claim.default_timeout_seconds)
+        recall = self._recall(claim, run.timeout)
+        run.begin(recall)
         started = time.monotonic()
         ending: Ending | None = None
         try:
-            ending = await run_agent(run, self._open_agent, self._host_store, self._clock)
+            ending = await run_agent(run, recall, self._open_agent, self._host_store, self._clock)
         finally:
             if ending is None:
                 # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
@@ -217,31 +234,35 @@ class Runner:
 
 
 async def run_agent(
-    run: Run, open_agent: Callable[[], Any], store: SessionStore | None, clock: Callable[[], datetime]
+    run: Run,
+    recall: CurrentRecall,
+    open_agent: Callable[[], Any],
+    store: SessionStore | None,
+    clock: Callable[[], datetime],
 ) -> Ending:
     """Opens the agent, runs it in its session and says how that ended. Never raises an agent's error.
 
     Args:
         run: The run.
+        recall: What the agent can know.
         open_agent: Gives an async context manager that yields the agent.
         clock: The database's time now.
         store: The host's own store, which gets the recall's message first. None: the claim has put it into ours.
     """
-    recall = run.recall
     ending: Ending | None = None
     if run.stop_reason is not None:
         return stopped(run)  # a cancelled task would still run to its first await
     run.scope.deadline = asyncio.get_running_loop().time() + run.timeout
     with run.scope, running(recall):
         try:
-            if store is not None and not await _put_into(store, run):
+            if store is not None and not await _put_into(store, recall):
                 return Ending(outcome="skipped", reason="session missing")
             async with open_agent() as agent:
                 run.reached_agent_at = clock()
                 reply = await agent.run(session_id=recall.session_id, user_message=recall.additional_context_message)
-                answered = _ending_of(reply, run.silent_token)
+                answered = _ending_of(reply, run.claim.silent_token)
                 if store is not None and answered.messages is not None:
-                    await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
+                    await _save(store, recall, answered.messages, in_history=answered.outcome != "silent")
                 # Not before what it said is saved: else the run is no success.
                 ending = answered
         except Retry as request:
@@ -331,33 +352,35 @@ def _unusable(error: str) -> Ending:
     return Ending(outcome="error", error=error)
 
 
-async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]], *, in_history: bool) -> None:
+async def _save(
+    store: SessionStore, recall: CurrentRecall, messages: Sequence[Mapping[str, Any]], *, in_history: bool
+) -> None:
     """Adds what the agent said to the host's session, with the ids that the default store gives.
 
     Not in_history: to the model's context only.
     """
-    session = await store.get(run.recall.session_id)
+    session = await store.get(recall.session_id)
     if session is None:
         return
     replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
     for place, message in enumerate(messages, 1):
         name = "reply" if replies and place == replies[-1] else str(place)
         shown = in_history and message.get("in_history", True)
-        put_message(session, {**message, "id": f"{run.recall.message_id}:{name}", "in_history": shown})
+        put_message(session, {**message, "id": f"{recall.message_id}:{name}", "in_history": shown})
     await store.save(session)
 
 
-async def _put_into(store: SessionStore, run: Run) -> bool:
+async def _put_into(store: SessionStore, recall: CurrentRecall) -> bool:
     """Puts the recall's message into the host's session, once for the occurrence; False if there is no session."""
-    session = await store.get(run.recall.session_id)
+    session = await store.get(recall.session_id)
     if session is None:
         return False
     message: Message = {
-        "id": run.recall.message_id,
+        "id": recall.message_id,
         "role": "system",
-        "content": f"[Scheduled recall] {run.recall.additional_context_message}",
-        "metadata": {"recall_id": run.recall.recall_id, "run_id": run.recall.run_id},
+        "content": f"[Scheduled recall] {recall.additional_context_message}",
+        "metadata": {"recall_id": recall.recall_id, "run_id": recall.run_id},
     }
-    if put_message(session, message, model_text=run.recall.text):
+    if put_message(session, message, model_text=recall.text):
         await store.save(session)
     return True

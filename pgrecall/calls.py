@@ -639,13 +639,22 @@ def finish_unobstructed(
     return Call(
         "finish_unobstructed",
         {
-            "run_ids": list(run_ids),
-            "outcomes": list(outcomes),
-            "started_at": list(started_at),
-            "replies": [_printable(reply) for reply in replies],
+            "run_ids": _array(str(run_id) for run_id in run_ids),
+            "outcomes": _array(outcomes),
+            "started_at": _array("null" if at is None else f'"{at.isoformat()}"' for at in started_at),
+            "replies": (
+                _array(["null"] * len(replies))
+                if replies.count(None) == len(replies)
+                else [_printable(reply) for reply in replies]
+            ),
             "append_reply": append_reply,
         },
     )
+
+
+def _array(elements: Iterable[str]) -> str:
+    """An array as the server reads it, of elements that need no more quotes: psycopg takes ten times as long."""
+    return "{" + ",".join(elements) + "}"
 
 
 def _printable(text: str | None) -> str | None:

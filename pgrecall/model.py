@@ -98,7 +98,8 @@ class RecallRun:
     refused_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Neither frozen nor by name: a worker with much to do makes thousands a second, in a tenth of the time.
+@dataclass(slots=True)
 class ClaimRow:
     """One row of `pgrecall.claim()`: when to look again, and a claimed or deferred recall if there is one."""
 

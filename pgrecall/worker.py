@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -54,7 +54,8 @@ _POLLING_MEANS = (
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
 
-#: So many outcomes may go together, however few slots there are.
+#: So many outcomes may go together, however few slots there are. And so many runs begin together: then whatever the
+#: database has said meanwhile comes first, so that it is not kept waiting for hundreds of agents.
 _FEW = 32
 
 #: What the database takes for a lease, seconds.
@@ -366,7 +367,7 @@ class Worker:
         self._watch.begin_anew()
         self._look_now()
         for run in self._runs.values():
-            run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
+            run.reported()
 
     def _heard(self, payload: str, pid: int) -> None:
         """A notification, and the server process that sent it.
@@ -454,7 +455,7 @@ class Worker:
     def _heard_of_report(self, run_id: int) -> None:
         run = self._runs.get(run_id)
         if run is not None:
-            run.recall._reported.set()  # noqa: SLF001 (ours; it looks)
+            run.reported()
 
     def _heard_of_stop(self, run_id: int | None) -> None:
         """Somebody says that this run must stop, or (None) all."""
@@ -489,7 +490,7 @@ class Worker:
                 continue
             failing.reset()
             for run in running:
-                if run.recall.run_id not in held:
+                if run.run_id not in held:
                     run.stop("told to stop")
             await anyio.sleep(_RETRY)
 
@@ -539,13 +540,13 @@ class Worker:
 
     async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
-        begun = [self._begin(row, asked_at, lease) for row in rows if row.run_id is not None]
-        if begun:
-            # The agents first; what is heard meanwhile stays in the alarm.
-            await asyncio.sleep(0)
-            log = logger().bind()
-            for run in begun:
-                run.log_claim(log)
+        claimed = [self._claimed(row, asked_at, lease) for row in rows if row.run_id is not None]
+        if claimed:
+            # Further ones begin while the next look is under way.
+            if len(claimed) > _FEW:
+                self._keep(self._begin_all(claimed[_FEW:], lease))
+            # What is heard meanwhile stays in the alarm.
+            await self._begin(claimed[:_FEW], lease)
         for row in rows:
             if row.run_id is None and row.recall_id is not None:
                 logger().info(
@@ -555,7 +556,7 @@ class Worker:
                     deferrals=row.deferrals,
                     reason=row.defer_reason,
                 )
-        return len(begun)
+        return len(claimed)
 
     async def _look(self, free: int, *, everywhere: bool) -> list[ClaimRow]:
         """Claims up to so many due recalls and learns when to look again: one statement.
@@ -620,10 +621,10 @@ class Worker:
 
     # Runs
 
-    def _begin(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper) -> Run:
-        run = self._runner.begin(row)
-        self._runs[run.recall.run_id] = run
-        lease.add(run.recall.run_id, asked_at)
+    def _claimed(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper) -> Run:
+        run = Run(row)
+        self._runs[run.run_id] = run
+        lease.add(run.run_id, asked_at)
         self._look_at_lease()
         if lease.was_in_doubt_after(asked_at):
             run.stop("claimed in doubt")
@@ -631,21 +632,36 @@ class Worker:
             run.stop("worker stopping")
         elif self._early_stop_at >= asked_at:
             self._told_to_stop.set()
-        task = asyncio.create_task(self._run(run, lease))
+        return run
+
+    async def _begin_all(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
+        for place in range(0, len(runs), _FEW):
+            await self._begin(runs[place : place + _FEW], lease)
+
+    async def _begin(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
+        for run in runs:
+            self._keep(self._run(run, lease))
+        # The agents first, then the log.
+        await asyncio.sleep(0)
+        log = logger().bind()
+        for run in runs:
+            run.log_claim(log)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return run
 
     async def _run(self, run: Run, lease: LeaseKeeper) -> None:
         try:
             await self._runner.run(run, self._must_let_go)
         except Exception as error:  # noqa: BLE001 (one run that cannot end must not end the others)
-            logger().error("loop_error", worker_id=self.worker_id, run_id=run.recall.run_id, error=describe(error))
+            logger().error("loop_error", worker_id=self.worker_id, run_id=run.run_id, error=describe(error))
         finally:
             if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
                 self._given_back += 1
-            lease.remove(run.recall.run_id)
-            self._runs.pop(run.recall.run_id, None)
+            lease.remove(run.run_id)
+            self._runs.pop(run.run_id, None)
             self._slot_freed.set()
 
     def _must_let_go(self) -> bool:
@@ -658,7 +674,7 @@ class Worker:
             logger().warning(
                 "lease_lost",
                 worker_id=self.worker_id,
-                run_ids=sorted(run.recall.run_id for run in affected),
+                run_ids=sorted(run.run_id for run in affected),
                 reason=reason,
             )
         for run in affected:

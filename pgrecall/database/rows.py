@@ -16,20 +16,22 @@ T = TypeVar("T")
 
 def _utc(value: Any) -> Any:
     # psycopg gives times in the session's time zone; here all are UTC, whatever that is set to.
-    return value.astimezone(UTC) if isinstance(value, datetime) else value
+    return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo is not UTC else value
 
 
 @cache
 def _instances(row: type[T]) -> RowMaker[T]:
     # The statement of a Call names the columns in the order of the fields, so nothing has to be asked of the answer.
-    names = [field.name for field in fields(cast("Any", row))]
-    times = [field.name for field in fields(cast("Any", row)) if "datetime" in str(field.type)]
+    columns = fields(cast("Any", row))
+    names = [field.name for field in columns]
+    times = [place for place, field in enumerate(columns) if "datetime" in str(field.type)]
+    is_by_name = any(field.kw_only for field in columns)
 
     def make(values: Any) -> T:
-        named = dict(zip(names, values, strict=True))
-        for name in times:
-            named[name] = _utc(named[name])
-        return row(**named)
+        converted = list(values)
+        for place in times:
+            converted[place] = _utc(converted[place])
+        return row(**dict(zip(names, converted, strict=True))) if is_by_name else row(*converted)
 
     return make
 
