@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -108,8 +108,8 @@ class LeaseKeeper:
         self._stopping = True
         self._wake_up()
 
-    def add(self, run_id: int, asked_at: float) -> None:
-        """A run has begun; its claim was sent at this monotonic time.
+    def add(self, run_ids: Iterable[int], asked_at: float) -> None:
+        """Runs have been claimed; the claim was sent at this monotonic time.
 
         The claim left at least 0.66 of a lease (see the SQL function claim), which is what is counted on.
         """
@@ -118,7 +118,7 @@ class LeaseKeeper:
             if not self._runs:
                 self._until, self._renew_at = 0.0, asked_at + self._renew_every
             self._until = max(self._until, asked_at + self._lease * 0.66)
-            self._runs[run_id] = asked_at
+            self._runs.update(dict.fromkeys(run_ids, asked_at))
 
     def remove(self, run_id: int) -> None:
         """A run has ended."""

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -344,7 +344,7 @@ class Worker:
         Called a second time it gives back everything at once. Not thread-safe; use `loop.call_soon_threadsafe`.
         """
         if self._stopping.is_set():
-            self._stop_runs("worker stopping")
+            _stop(self._runs.values(), "worker stopping")
             self._let_go_at = time.monotonic() + _LET_GO
         self._stopping.set()
         self._connected.set()
@@ -540,8 +540,9 @@ class Worker:
 
     async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
-        claimed = [self._claimed(row, asked_at, lease) for row in rows if row.run_id is not None]
+        claimed = [Run(row) for row in rows if row.run_id is not None]
         if claimed:
+            self._own(claimed, asked_at, lease)
             # Further ones begin while the next look is under way.
             if len(claimed) > _FEW:
                 self._keep(self._begin_all(claimed[_FEW:], lease))
@@ -621,18 +622,17 @@ class Worker:
 
     # Runs
 
-    def _claimed(self, row: ClaimRow, asked_at: float, lease: LeaseKeeper) -> Run:
-        run = Run(row)
-        self._runs[run.run_id] = run
-        lease.add(run.run_id, asked_at)
+    def _own(self, runs: Sequence[Run], asked_at: float, lease: LeaseKeeper) -> None:
+        """These were claimed: from now on the worker answers for them, also before they begin."""
+        self._runs.update((run.run_id, run) for run in runs)
+        lease.add([run.run_id for run in runs], asked_at)
         self._look_at_lease()
         if lease.was_in_doubt_after(asked_at):
-            run.stop("claimed in doubt")
+            _stop(runs, "claimed in doubt")
         elif self._stopping.is_set():
-            run.stop("worker stopping")
+            _stop(runs, "worker stopping")
         elif self._early_stop_at >= asked_at:
             self._told_to_stop.set()
-        return run
 
     async def _begin_all(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
         for place in range(0, len(runs), _FEW):
@@ -680,10 +680,6 @@ class Worker:
         for run in affected:
             run.stop("lease lost")
 
-    def _stop_runs(self, reason: StopReason) -> None:
-        for run in list(self._runs.values()):
-            run.stop(reason)
-
     async def _resolve_doubt(self, lease: LeaseKeeper) -> None:
         """Others may take this worker for dead: it claims nothing until it has a lifeline again, or does without."""
         left = lease.stop_at - time.monotonic()
@@ -723,7 +719,12 @@ class Worker:
             while self._runs:
                 self._slot_freed = anyio.Event()
                 await self._slot_freed.wait()
-        self._stop_runs("worker stopping")
+        _stop(self._runs.values(), "worker stopping")
+
+
+def _stop(runs: Iterable[Run], reason: StopReason) -> None:
+    for run in list(runs):
+        run.stop(reason)
 
 
 def _check_numbers(

@@ -24,7 +24,6 @@ declare
     v_told bigint;
     v_sign text := '+';
 begin
-    -- Tested here and not in the trigger's WHEN: that is parsed again by every statement and costs more.
     if new.due_at is null then
         return null;
     end if;

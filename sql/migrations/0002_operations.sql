@@ -431,6 +431,18 @@ comment on trigger recall_update on pgrecall.session_recalls is
     'Keeps updated_at, starts a new occurrence when trigger_at changes, tells a run to stop when its recall is cancelled, writes changes by hand into the audit.';
 alter table pgrecall.session_recalls enable always trigger recall_update;
 
+-- A recall that is claimed or has ended is due no more: of that nobody need be told.
+drop trigger announce_update on pgrecall.session_recalls;
+create constraint trigger announce_update
+after update on pgrecall.session_recalls
+deferrable initially deferred
+for each row
+when (new.due_at is not null)
+execute function pgrecall._announce_due();
+comment on trigger announce_update on pgrecall.session_recalls is
+    'Wakes the workers if the recall has become due, or due earlier than before.';
+alter table pgrecall.session_recalls enable always trigger announce_update;
+
 -- What operators look at
 
 -- Small, and nothing is written into them by a recall that is claimed in time and ends well.

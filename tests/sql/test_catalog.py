@@ -221,6 +221,9 @@ SAMPLES: Row = {
     "usage": {},
     "messages": [],
     "session_ids": [],
+    "run_ids": [1],
+    "started_at": [None],
+    "replies": [None],
     "recall_ids": ["x"],
     "after_stop": "retry",
 }
