@@ -17,7 +17,7 @@ import anyio
 
 from pgrecall import calls
 from pgrecall._outcomes import Ended, Ending, Outcomes
-from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, describe, running
+from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, RunState, describe, running
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
 from pgrecall.model import ClaimRow, Finished
@@ -38,13 +38,13 @@ class Run:
         claim: The recall as it was claimed.
         timeout: Wall-clock limit in seconds.
         scope: Cancelled to stop the run, and by its deadline.
-        recall: What the agent can know; None: it has not begun yet.
+        state: What it shares with the agent.
         reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
         stop_reason: Why it was stopped, if it was.
         finished: What the database made of the outcome; None: it has not heard it.
     """
 
-    __slots__ = ("_log", "claim", "finished", "reached_agent_at", "recall", "run_id", "scope", "stop_reason", "timeout")
+    __slots__ = ("_log", "claim", "finished", "reached_agent_at", "run_id", "scope", "state", "stop_reason", "timeout")
 
     def __init__(self, claim: ClaimRow) -> None:
         assert claim.run_id is not None  # noqa: S101 (the caller looked)
@@ -52,30 +52,23 @@ class Run:
         self.claim = claim
         self.timeout = math.inf
         self.scope = anyio.CancelScope()
-        self.recall: CurrentRecall | None = None
+        self.state = RunState()
         self.reached_agent_at: datetime | None = None
         self.stop_reason: StopReason | None = None
         self.finished: Finished | None = None
         self._log: Any = None
 
-    def begin(self, recall: CurrentRecall) -> None:
-        """It begins, stopped or not."""
-        self.recall = recall
-        if self.stop_reason is not None:
-            recall._stop.set()  # noqa: SLF001 (ours)
-
     def stop(self, reason: StopReason) -> None:
         """Tells the run to stop; the first reason counts."""
         if self.stop_reason is None:
             self.stop_reason = reason
+            self.state.is_stopped = True
             self.scope.cancel()
-            if self.recall is not None:
-                self.recall._stop.set()  # noqa: SLF001 (ours)
 
     def reported(self) -> None:
         """Somebody may have reported about it."""
-        if self.recall is not None:
-            self.recall._reported.set()  # noqa: SLF001 (ours; it looks)
+        if self.state.reported is not None:
+            self.state.reported.set()
 
     def log_claim(self, log: Any) -> None:
         """Logs that it was claimed, and there what will become of it."""
@@ -167,7 +160,8 @@ class Runner:
         self._timeout = timeout
         self._outcomes = outcomes
 
-    def _recall(self, row: ClaimRow, timeout: float) -> CurrentRecall:
+    def _recall(self, run: Run) -> CurrentRecall:
+        row = run.claim
         assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
         nominal = row.nominal_at.isoformat(timespec="microseconds").removesuffix("+00:00")
         return CurrentRecall(
@@ -179,7 +173,7 @@ class Runner:
             call_type=row.call_type,
             nominal_at=row.nominal_at,
             started_at=row.now_at,
-            deadline=row.now_at + timedelta(seconds=min(timeout, _LONGEST)),
+            deadline=row.now_at + timedelta(seconds=min(run.timeout, _LONGEST)),
             next_at=row.next_at,
             attempt=row.attempt,
             max_attempts=row.max_attempts,
@@ -194,7 +188,7 @@ class Runner:
             store=self._store,
             scheduler=self._scheduler,
             _clock=self._clock,
-            _stop=asyncio.Event(),
+            _state=run.state,
         )
 
     async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
@@ -206,8 +200,7 @@ class Runner:
         """
         claim = run.claim
         run.timeout = float(claim.timeout_seconds or self._timeout or claim.default_timeout_seconds)
-        recall = self._recall(claim, run.timeout)
-        run.begin(recall)
+        recall = self._recall(run)
         started = time.monotonic()
         ending: Ending | None = None
         try:
@@ -217,8 +210,8 @@ class Runner:
                 # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
                 run.stop("worker stopping")
                 ending = stopped(run)
-            if ending.usage is None and recall._used:  # noqa: SLF001 (ours)
-                ending = replace(ending, usage=recall._used)  # noqa: SLF001 (likewise)
+            if ending.usage is None and run.state.usage:
+                ending = replace(ending, usage=run.state.usage)
             run.finished = await self._outcomes.tell(
                 Ended(
                     recall_id=recall.recall_id,

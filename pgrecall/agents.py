@@ -104,6 +104,21 @@ class GiveUp(Exception):  # noqa: N818 (an answer, not an error)
         self.reason = reason
 
 
+@dataclass(slots=True)
+class RunState:
+    """What changes while a run is under way: between its worker and its agent.
+
+    Attributes:
+        is_stopped: It has been told to stop.
+        reported: Set when somebody may have reported about it; None: nobody waits for that.
+        usage: What it has used up to now; None: it has not said.
+    """
+
+    is_stopped: bool = False
+    reported: asyncio.Event | None = None
+    usage: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentRecall:
     """What a run knows of itself. All times are aware and in UTC.
@@ -157,10 +172,7 @@ class CurrentRecall:
     store: Any = field(repr=False, compare=False)
     scheduler: Any = field(repr=False, compare=False)
     _clock: Callable[[], datetime] = field(repr=False, compare=False)
-    _stop: asyncio.Event = field(repr=False, compare=False)
-    # Set when somebody may have reported about this run, see wait_for_report().
-    _reported: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
-    _used: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _state: RunState = field(repr=False, compare=False)
 
     @property
     def now(self) -> datetime:
@@ -178,9 +190,9 @@ class CurrentRecall:
         Raises:
             InvalidRecallError: It is not JSON.
         """
-        as_json(dict(usage))
-        self._used.clear()
-        self._used.update(usage)
+        used = dict(usage)
+        as_json(used)
+        self._state.usage = used
 
     @property
     def lateness(self) -> timedelta:
@@ -190,7 +202,7 @@ class CurrentRecall:
     @property
     def cancelled(self) -> bool:
         """Whether the run has been told to stop. Its task is cancelled too; a thread can look here."""
-        return self._stop.is_set()
+        return self._state.is_stopped
 
 
 _current: ContextVar[CurrentRecall | None] = ContextVar("pgrecall_current_recall", default=None)

@@ -45,11 +45,13 @@ async def wait_for_report(recall: CurrentRecall) -> RunResult:
         GiveUp: It was reported that the run has failed.
         psycopg.Error: The database cannot be reached.
     """
+    state = recall._state  # noqa: SLF001 (ours)
+    reported = state.reported = state.reported or asyncio.Event()
     while True:
-        recall._reported.clear()  # noqa: SLF001 (ours)
+        reported.clear()
         result = await get_report(recall)
         if result is not None:
             return result
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOST_AFTER):
-                await recall._reported.wait()  # noqa: SLF001 (ours)
+                await reported.wait()

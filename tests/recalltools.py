@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pgrecall.agents import CurrentRecall, running
+from pgrecall.agents import CurrentRecall, RunState, running
 
 
 def a_recall(session_id: str = "s1", message: str = "Water the plants.", **changes: Any) -> CurrentRecall:
@@ -36,7 +35,7 @@ def a_recall(session_id: str = "s1", message: str = "Water the plants.", **chang
         "store": None,
         "scheduler": None,
         "_clock": lambda: datetime.now(UTC),
-        "_stop": asyncio.Event(),
+        "_state": RunState(),
     }
     return CurrentRecall(**given | changes)
 

@@ -6,6 +6,7 @@ Knows neither when a recall is due nor what the demo shows. What they run is imp
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -147,6 +148,8 @@ def worker(
             async with _taking_callbacks(dsn, callback_listen):
                 await made.run()
 
+        # What is loaded by now stays: the garbage collector need not go through it again and again.
+        gc.freeze()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run_until_told())
 
