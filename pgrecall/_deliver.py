@@ -82,19 +82,15 @@ class Deliverer:
         self._complained = False
         self._failing = Backoff(0.5, 30)
 
-    def heard(self, value: str) -> None:
-        """A run has queued a delivery, or an operator wants one tried: `<microseconds since 1970> <worker_id>`.
+    def heard(self, microseconds: int, worker_id: str | None) -> None:
+        """A run has queued a delivery, or an operator wants one tried, at that time since 1970.
 
-        Without a worker_id it is for any of them.
-
-        Raises:
-            ValueError: It is none of ours.
+        worker_id: Whose it is; None: that of any of them.
         """
-        moment, _, worker_id = value.partition(" ")
-        at = self._monotonic(int(moment) / 1e6)
+        at = self._monotonic(microseconds / 1e6)
         if worker_id == self._worker_id:
             self._alarm.no_later_than(at)
-        elif not worker_id:
+        elif worker_id is None:
             self._alarm.no_later_than(at + random.uniform(0, _ANY_WITHIN))  # noqa: S311
 
     def told(self, next_at: datetime | None) -> None:

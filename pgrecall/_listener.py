@@ -11,7 +11,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -309,8 +308,10 @@ class Listener:
         if notify.payload in self._hellos:
             self._hellos[notify.payload].set()
         elif not notify.payload.startswith("hello "):  # another worker's to itself
-            with suppress(ValueError, OverflowError):  # not ours, from somebody on the same channel
+            try:
                 self._on_message(notify.payload, notify.pid)
+            except Exception as error:  # noqa: BLE001 (what is heard next must be heard)
+                logger().error("loop_error", worker_id=self._worker_id, error=describe(error))
 
     async def _say_hello(self) -> anyio.Event:
         """Sends a notification; the event is set when it arrives."""

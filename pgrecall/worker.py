@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import random
+import re
 import secrets
 import socket
 import time
@@ -70,6 +71,16 @@ _EARLY = 0.003
 
 #: At most; claim() waits for up to 50 ms.
 _EARLIEST = 0.04
+
+#: What is said on the channel, see Worker._heard. Microseconds are those since 1970, and less than nothing before.
+_PAYLOADS = {
+    "due": re.compile(r"due (\+?)(-?[0-9]{1,19})"),
+    "next": re.compile(r"next (-?[0-9]{1,19}) (-?[0-9]{1,19}) (.+)", re.DOTALL),
+    "stop": re.compile(r"stop (all|[0-9]{1,19})"),
+    "report": re.compile(r"report ([0-9]{1,19})"),
+    "deliver": re.compile(r"deliver (-?[0-9]{1,19}) (.*)", re.DOTALL),
+    "watch": re.compile(r"watch(?: (.+))?", re.DOTALL),
+}
 
 #: Seconds between two tries of something that another part of the worker is about to settle.
 _RETRY = 0.05
@@ -373,29 +384,28 @@ class Worker:
         """A notification, and the server process that sent it.
 
         One of `due <microseconds>`, `due +<microseconds>`, `next <when> <now> <worker_id>`, `stop <run_id>`,
-        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`.
-
-        Raises:
-            ValueError: It is none of ours.
+        `stop all`, `watch`, `watch <worker_id>`, `report <run_id>` and `deliver <microseconds> <worker_id>`. Anything
+        else is none of ours: whoever may connect may say anything there.
         """
-        kind, _, value = payload.partition(" ")
-        if kind == "due":
-            self._heard_of_due(int(value), is_certain=value[0] not in "+0")
-        elif kind == "next":
-            when, now, worker_id = value.split(" ", 2)
-            self._heard_of_next(int(when), int(now), worker_id, pid)
-        elif kind == "watch" and not value:
-            self._watch.begin()
-        elif kind == "watch" and value == self.worker_id:
-            self._watch.begin_anew()
-        elif kind == "stop":
-            self._heard_of_stop(None if value == "all" else int(value))
-        elif kind == "report":
-            self._heard_of_report(int(value))
-        elif kind == "deliver":
-            self._deliverer.heard(value)
-        elif kind != "watch":
-            raise ValueError(payload)
+        kind = payload.partition(" ")[0]
+        said = _PAYLOADS[kind].fullmatch(payload) if kind in _PAYLOADS else None
+        if said is None:
+            return
+        match kind:
+            case "due":
+                self._heard_of_due(int(said[2]), is_certain=not said[1] and said[2] != "0")
+            case "next":
+                self._heard_of_next(int(said[1]), int(said[2]), said[3], pid)
+            case "stop":
+                self._heard_of_stop(None if said[1] == "all" else int(said[1]))
+            case "report":
+                self._heard_of_report(int(said[1]))
+            case "deliver":
+                self._deliverer.heard(int(said[1]), said[2] or None)
+            case "watch" if said[1] is None:
+                self._watch.begin()
+            case "watch" if said[1] == self.worker_id:
+                self._watch.begin_anew()
 
     def _heard_of_due(self, microseconds: int, *, is_certain: bool) -> None:
         """Something is due then; is_certain: no look that says later what is next has overlooked it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
+import structlog
 from roletools import logins
 from sqltools import add, microseconds, outcomes, row, value, wait_until
 from upgrade.previous import RELEASES, Previous
@@ -239,9 +240,24 @@ async def test_only_what_a_look_may_have_missed_is_not_taken_back(database: str,
 async def test_words_that_nobody_says_are_passed_over(database: str) -> None:
     async with sql(database) as db, working(database, Recorder()):
         await db.asleep()
-        for payload in ("next", "next 1", "next 1 2", "next x y z", f"next {'9' * 400} 1 w", "due", "due +", "due x"):
-            await db("select pg_notify('pgrecall', %s)", payload)
-        await _fire_one(db, "s1")
+        words = ["next", "next 1", "next 1 2", "next x y z", f"next {'9' * 400} 1 w", "due", "due +", "due x", "stop"]
+        words += ["stop x", "stop -1", "report", "report x", "deliver", "deliver 1", "deliver x w", ""]
+        with structlog.testing.capture_logs() as events:
+            for payload in words:
+                await db("select pg_notify('pgrecall', %s)", payload)
+            await _fire_one(db, "s1")
+        assert not [event for event in events if event["event"] == "loop_error"]
+
+
+@pytest.mark.parametrize("sign", ["", "+"])
+async def test_a_time_before_1970_is_heard(database: str, sign: str) -> None:
+    async with sql(database) as db, working(database, Recorder()):
+        await db.session("s1")
+        await db.asleep()
+        at = datetime(1965, 1, 1, tzinfo=UTC)
+        recall_id = await _silently(db, "s1", at)
+        await db("select pg_notify('pgrecall', %s)", f"due {sign}{microseconds(at)}")
+        await db.ended(recall_id)
 
 
 async def _flood(dsn: str, *, hung_up: bool) -> None:
