@@ -30,6 +30,13 @@ _ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", 
 _TRIES = 5
 
 
+#: When several are passed over at once, another worker's claim has come upon their rows, and holds them until its commit:
+#: one by one they would wait for that, each at ten times the cost. So they are told together again, so often, and first
+#: after so many seconds.
+_TRIES_TOGETHER = 3
+_PASSED_OVER = 0.005
+
+
 @dataclass(slots=True, kw_only=True)
 class Ending:
     """How a run ended: the arguments of `finish` but the ids."""
@@ -60,6 +67,7 @@ class Ended:
         nominal_at: The time that its occurrence was wanted for.
         attempt: Which attempt at that it was.
         started_at: When the agent was reached, by the database's clock; None: it was not.
+        is_recurring: Whether its recall goes on, which takes more than writing down how this run ended.
         ending: How it ended.
     """
 
@@ -68,7 +76,21 @@ class Ended:
     nominal_at: datetime
     attempt: int
     started_at: datetime | None
+    is_recurring: bool
     ending: Ending
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An outcome that is to be told with others."""
+
+    ended: Ended
+    is_told: asyncio.Future[bool]
+    tries: int = 0
+
+    def answer(self, *, is_told: bool) -> None:
+        if not self.is_told.done():  # its task may have been cancelled
+            self.is_told.set_result(is_told)
 
 
 class Outcomes:
@@ -103,13 +125,17 @@ class Outcomes:
         self._append_reply = append_reply
         self._patience = patience
         self._most = most
-        self._waiting: list[tuple[Ended, asyncio.Future[bool]]] = []
+        self._waiting: list[_Waiting] = []
         self._something = asyncio.Event()
+        # Set while none are on their way together.
+        self._arrived = asyncio.Event()
+        self._arrived.set()
         self._is_running = False
 
     async def run(self) -> None:
         """Tells what `tell` was given, for as long as the worker lives; without it they are told one by one."""
-        batch: list[tuple[Ended, asyncio.Future[bool]]] = []
+        loop = asyncio.get_running_loop()
+        batch: list[_Waiting] = []
         self._is_running = True
         try:
             while True:
@@ -119,16 +145,39 @@ class Outcomes:
                     # What ends in the same turn of the event loop comes along.
                     await asyncio.sleep(0)
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                told = await self._tell_together([ended for ended, _ in batch])
-                for ended, is_told in batch:
-                    if not is_told.done():  # its task may have been cancelled
-                        is_told.set_result(ended.run_id in told)
+                self._arrived.clear()
+                told = await self._tell_together([one.ended for one in batch])
+                are_many_left = told is not None and len(batch) - len(told) > 1
+                for one in batch:
+                    is_told = told is not None and one.ended.run_id in told
+                    if not is_told and are_many_left and one.tries < _TRIES_TOGETHER:
+                        one.tries += 1
+                        loop.call_later(_PASSED_OVER * one.tries, self._tell_again, one)
+                    else:
+                        one.answer(is_told=is_told)
                 batch = []
+                self._arrived.set()
         finally:
             self._is_running = False
-            for _, is_told in batch + self._waiting:
-                if not is_told.done():
-                    is_told.set_result(False)
+            self._arrived.set()
+            for one in batch + self._waiting:
+                one.answer(is_told=False)
+
+    def _tell_again(self, one: _Waiting) -> None:
+        if self._is_running:
+            self._waiting.append(one)
+            self._something.set()
+        else:
+            one.answer(is_told=False)
+
+    @property
+    def are_on_their_way(self) -> bool:
+        """Whether some are being told together: their slots are about to become free."""
+        return not self._arrived.is_set()
+
+    async def arrived(self) -> None:
+        """Returns when those that are being told together have been told, or could not be."""
+        await self._arrived.wait()
 
     async def tell(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
         """Tells the outcome, again and again until the database has heard it.
@@ -140,18 +189,18 @@ class Outcomes:
             ended: The run.
             must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
         """
-        if ended.ending.is_plain and self._is_running:
-            is_told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._waiting.append((ended, is_told))
+        if ended.ending.is_plain and not ended.is_recurring and self._is_running:
+            waiting = _Waiting(ended, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting)
             self._something.set()
-            if await is_told:
+            if await waiting.is_told:
                 return Finished(
                     accepted=True, status="fired", trigger_at=ended.nominal_at, due_at=None, attempt=ended.attempt
                 )
         return await self._tell_alone(ended, must_let_go)
 
-    async def _tell_together(self, runs: Sequence[Ended]) -> set[int]:
-        """Tells them in one transaction and says which of them that was enough for."""
+    async def _tell_together(self, runs: Sequence[Ended]) -> set[int] | None:
+        """Tells them in one transaction and says which of them that was enough for; None: it failed."""
         call = calls.finish_unobstructed(
             [run.run_id for run in runs],
             [run.ending.outcome for run in runs],
@@ -165,7 +214,7 @@ class Outcomes:
         except (RecallError, psycopg.Error, TimeoutError) as error:
             # Told one by one they show which of them it is about, or that the database is away.
             logger().debug("outcomes_apart", worker_id=self._worker_id, error=describe(error))
-            return set()
+            return None
 
     async def _tell_alone(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
         ending = ended.ending

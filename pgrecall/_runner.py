@@ -219,6 +219,7 @@ class Runner:
                     nominal_at=recall.nominal_at,
                     attempt=recall.attempt,
                     started_at=run.reached_agent_at,
+                    is_recurring=claim.call_type == "recurring",
                     ending=ending,
                 ),
                 must_let_go,

@@ -55,8 +55,7 @@ _POLLING_MEANS = (
 #: Seconds for which a worker that must end goes on trying to tell outcomes to a database that does not answer.
 _LET_GO = 5.0
 
-#: So many outcomes may go together, however few slots there are. And so many runs begin together: then whatever the
-#: database has said meanwhile comes first, so that it is not kept waiting for hundreds of agents.
+#: So many runs may begin together, and so many outcomes may be told together, however few slots there are.
 _FEW = 32
 
 #: What the database takes for a lease, seconds.
@@ -151,6 +150,9 @@ class Worker:
         self._listen_dsn = database.conninfo(listen_dsn) if listen_dsn else self._scheduler.dsn
         self._host_store = None if isinstance(store, PostgresSessionStore) else store
         self._concurrency = concurrency
+        # So many runs begin together; then whatever the database has said meanwhile comes first, so that it is not kept
+        # waiting for hundreds of agents.
+        self._together = max(concurrency // 8, _FEW)
         self._lease = lease
         # A statement that takes longer than half a lease is taken for lost.
         self._patience = max(lease / 2, 1)
@@ -509,10 +511,8 @@ class Worker:
         failing = Backoff(0.1, 5)
         failing_since: float | None = None
         while not self._stopping.is_set():
-            free = self._concurrency - len(self._runs)
-            if free <= 0:
-                self._slot_freed = anyio.Event()
-                await self._slot_freed.wait()
+            free = await self._free_slots()
+            if not free:
                 continue
             nobody_called = self._alarm.at == self._safety_at
             self._alarm.clear()
@@ -548,16 +548,26 @@ class Worker:
             self._arm(rows[0], unsettled)
             await self._alarm.wait()
 
+    async def _free_slots(self) -> int:
+        """How many slots there are to look for. 0: there were none, or few; it has waited for more."""
+        free = self._concurrency - len(self._runs)
+        if free <= 0:
+            self._slot_freed = anyio.Event()
+            await self._slot_freed.wait()
+            return 0
+        if free < self._concurrency // 8 and self._outcomes.are_on_their_way:
+            # More are about to become free, and one look for all of them is cheaper.
+            await self._outcomes.arrived()
+            return 0
+        return free
+
     async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
         claimed = [Run(row) for row in rows if row.run_id is not None]
         if claimed:
             self._own(claimed, asked_at, lease)
-            # Further ones begin while the next look is under way.
-            if len(claimed) > _FEW:
-                self._keep(self._begin_all(claimed[_FEW:], lease))
             # What is heard meanwhile stays in the alarm.
-            await self._begin(claimed[:_FEW], lease)
+            await self._begin(claimed, lease)
         for row in rows:
             if row.run_id is None and row.recall_id is not None:
                 logger().info(
@@ -644,17 +654,17 @@ class Worker:
         elif self._early_stop_at >= asked_at:
             self._told_to_stop.set()
 
-    async def _begin_all(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
-        for place in range(0, len(runs), _FEW):
-            await self._begin(runs[place : place + _FEW], lease)
-
     async def _begin(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
-        for run in runs:
+        """Begins the first of them; the others follow by themselves, while the next look is under way."""
+        begun, later = runs[: self._together], runs[self._together :]
+        for run in begun:
             self._keep(self._run(run, lease))
+        if later:
+            self._keep(self._begin(later, lease))
         # The agents first, then the log.
         await asyncio.sleep(0)
         log = logger().bind()
-        for run in runs:
+        for run in begun:
             run.log_claim(log)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:

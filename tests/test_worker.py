@@ -32,9 +32,11 @@ from pgrecall import (
     SchemaMissingError,
     SettingsError,
     Worker,
+    _outcomes,
     current_recall,
     recall_scheduler_loop,
 )
+from pgrecall._outcomes import Outcomes
 from pgrecall.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
@@ -843,3 +845,74 @@ async def test_times_in_a_run_are_utc(database: str) -> None:
         await db.ended(await db.recall("s1"))
     assert agent.runs[0].nominal_at.tzinfo is UTC
     assert abs(agent.runs[0].nominal_at - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+# Outcomes
+
+
+def _told(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:
+    """How many outcomes are told together each time, and the recalls whose outcomes are told alone."""
+    together: list[int] = []
+    alone: list[str] = []
+    tell_together, tell_alone = Outcomes._tell_together, Outcomes._tell_alone
+
+    async def told_together(self: Outcomes, runs: Any) -> Any:
+        together.append(len(runs))
+        return await tell_together(self, runs)
+
+    async def told_alone(self: Outcomes, ended: Any, must_let_go: Any) -> Any:
+        alone.append(ended.recall_id)
+        return await tell_alone(self, ended, must_let_go)
+
+    monkeypatch.setattr(Outcomes, "_tell_together", told_together)
+    monkeypatch.setattr(Outcomes, "_tell_alone", told_alone)
+    return together, alone
+
+
+async def test_outcomes_whose_rows_another_claim_holds_are_told_together_when_it_has_ended(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_outcomes, "_TRIES_TOGETHER", 1000)
+    together, alone = _told(monkeypatch)
+    may_end = anyio.Event()
+
+    async def then(_recall: CurrentRecall) -> str:
+        await may_end.wait()
+        return "done"
+
+    agent = Recorder(then)
+    sessions = ["s1", "s2", "s3"]
+    async with sql(database) as db, sql(database) as other, working(database, agent):
+        await db.session(*sessions)
+        recall_ids = [await db.recall(session) for session in sessions]
+        await agent.count(3)
+        async with other.connection.transaction():
+            await other("select from pgrecall.session_recalls for no key update")
+            may_end.set()
+            await until(_are(lambda: len(together) >= 3))
+        for recall_id in recall_ids:
+            await db.ended(recall_id)
+    assert max(together) == 3
+    assert alone == []
+
+
+async def test_the_outcome_of_a_recurring_recall_is_told_at_once_the_longer_way(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, alone = _told(monkeypatch)
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        (recall_id,) = await db(
+            "insert into pgrecall.session_recalls (session_id, trigger_at, call_type, interval_seconds, "
+            "additional_context_message) values ('s1', now(), 'recurring', 3600, 'x') returning id"
+        )
+        await until(lambda: db("select from pgrecall.recall_runs where outcome = 'success'"))
+    assert (together, alone) == ([], [recall_id])
+
+
+def _are(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def holds() -> bool:
+        return condition()
+
+    return holds
