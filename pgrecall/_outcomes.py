@@ -30,9 +30,9 @@ _ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", 
 _TRIES = 5
 
 
-#: When several are passed over at once, another worker's claim has come upon their rows, and holds them until its commit:
-#: one by one they would wait for that, each at ten times the cost. So they are told together again, so often, and first
-#: after so many seconds.
+#: When several are passed over at once, another worker's claim has come upon their rows and has locked them until its
+#: commit. One by one they would wait for that, each at ten times the cost: so they are told together again, so often, and
+#: first after so many seconds.
 _TRIES_TOGETHER = 3
 _PASSED_OVER = 0.005
 
