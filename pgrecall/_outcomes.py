@@ -31,8 +31,8 @@ _TRIES = 5
 
 
 #: When several are passed over at once, another worker's claim has come upon their rows and has locked them until its
-#: commit. One by one they would wait for that, each at ten times the cost: so they are told together again, so often, and
-#: first after so many seconds.
+#: commit. One by one they would wait for that, each at ten times the cost: so they are told together again, so often,
+#: and first after so many seconds.
 _TRIES_TOGETHER = 3
 _PASSED_OVER = 0.005
 
