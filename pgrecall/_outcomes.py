@@ -29,7 +29,6 @@ _ABOUT_THE_OUTCOME = frozenset({"21", "22", "23", "27", "38", "39", "44", "54", 
 #: How often such an error is waited out; it may come from a trigger of the host that is mended meanwhile.
 _TRIES = 5
 
-
 #: When several are passed over at once, another worker's claim has come upon their rows and has locked them until its
 #: commit. One by one they would wait for that, each at ten times the cost: so they are told together again, so often,
 #: and first after so many seconds.
@@ -147,14 +146,14 @@ class Outcomes:
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 self._arrived.clear()
                 told = await self._tell_together([one.ended for one in batch])
-                are_many_left = told is not None and len(batch) - len(told) > 1
+                are_passed_over = told is not None and len(batch) - len(told) > 1
                 for one in batch:
-                    is_told = told is not None and one.ended.run_id in told
-                    if not is_told and are_many_left and one.tries < _TRIES_TOGETHER:
+                    accepted = None if told is None else told.get(one.ended.run_id)
+                    if accepted is None and are_passed_over and one.tries < _TRIES_TOGETHER:
                         one.tries += 1
                         loop.call_later(_PASSED_OVER * one.tries, self._tell_again, one)
                     else:
-                        one.answer(is_told=is_told)
+                        one.answer(is_told=accepted is True)
                 batch = []
                 self._arrived.set()
         finally:
@@ -199,8 +198,11 @@ class Outcomes:
                 )
         return await self._tell_alone(ended, must_let_go)
 
-    async def _tell_together(self, runs: Sequence[Ended]) -> set[int] | None:
-        """Tells them in one transaction and says which of them that was enough for; None: it failed."""
+    async def _tell_together(self, runs: Sequence[Ended]) -> dict[int, bool] | None:
+        """Tells them in one transaction and says for which runs that was enough; None: it failed.
+
+        A run that is missing in the answer is no longer the worker's, or somebody has locked its row.
+        """
         call = calls.finish_unobstructed(
             [run.run_id for run in runs],
             [run.ending.outcome for run in runs],
@@ -210,7 +212,7 @@ class Outcomes:
         )
         try:
             async with asyncio.timeout(self._patience):
-                return set(await self._together.run(call))
+                return {told.run_id: told.accepted for told in await self._together.run(call)}
         except (RecallError, psycopg.Error, TimeoutError) as error:
             # Told one by one they show which of them it is about, or that the database is away.
             logger().debug("outcomes_apart", worker_id=self._worker_id, error=describe(error))

@@ -24,6 +24,7 @@ from pgrecall.model import (
     DeliveryClaim,
     DeliveryStatus,
     Finished,
+    FinishedTogether,
     HeldSession,
     HistoryEntry,
     IfExists,
@@ -634,7 +635,7 @@ def finish_unobstructed(
     started_at: Sequence[datetime | None],
     replies: Sequence[str | None],
     append_reply: bool,
-) -> Call[int]:
+) -> Call[FinishedTogether]:
     """`pgrecall.finish_unobstructed`."""
     return Call(
         "finish_unobstructed",
@@ -649,6 +650,7 @@ def finish_unobstructed(
             ),
             "append_reply": append_reply,
         },
+        FinishedTogether,
     )
 
 

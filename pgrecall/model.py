@@ -151,6 +151,15 @@ class Finished:
     attempt: int | None
 
 
+# As ClaimRow.
+@dataclass(slots=True)
+class FinishedTogether:
+    """One row of `pgrecall.finish_unobstructed()`: a run, and whether it has ended by that or needs `finish()`."""
+
+    run_id: int
+    accepted: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """One row of `pgrecall.deliveries`: a reply on its way to a URL. All times are aware datetimes in UTC."""

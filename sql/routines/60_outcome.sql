@@ -394,7 +394,10 @@ create or replace function pgrecall.finish_unobstructed(
     replies text[],
     append_reply boolean default false
 )
-returns setof bigint
+returns table (
+    run_id bigint,
+    accepted boolean
+)
 language plpgsql
 volatile
 security definer
@@ -415,7 +418,7 @@ begin
             using errcode = 'PR005', hint = 'finish() takes the others, one by one.';
     end if;
     return query
-    with ended as materialized (
+    with weighed as materialized (
         select
             running.*,
             given.started_at,
@@ -439,25 +442,27 @@ begin
                 recall.attempt,
                 recall.deferrals,
                 recall.defer_reason,
-                recall.run_id
+                recall.run_id,
+                (
+                    recall.status = 'running'
+                    and recall.call_type <> 'recurring'
+                    and recall.trigger_at = recall.nominal_at
+                    and recall.stopped_by is null
+                    and recall.paused_at is null
+                    and recall.deliver_to is null
+                    and session.deliver_to is null
+                    and session.run_id = recall.run_id
+                    and session.line_until is null
+                    and not session.has_waiting
+                    and not exists (
+                        select
+                        from pgrecall.run_reports as report
+                        where report.recall_id = recall.id
+                    )
+                ) is true as is_unobstructed
             from pgrecall.session_recalls as recall
             join pgrecall.sessions as session on session.id = recall.session_id
             where recall.run_id = given.run_id
-                and recall.status = 'running'
-                and recall.call_type <> 'recurring'
-                and recall.trigger_at = recall.nominal_at
-                and recall.stopped_by is null
-                and recall.paused_at is null
-                and recall.deliver_to is null
-                and session.deliver_to is null
-                and session.run_id = recall.run_id
-                and session.line_until is null
-                and not session.has_waiting
-                and not exists (
-                    select
-                    from pgrecall.run_reports as report
-                    where report.recall_id = recall.id
-                )
             for no key update of recall, session skip locked
         ) as running
     ),
@@ -473,8 +478,9 @@ begin
             claimed_at = null,
             last_error = null,
             updated_at = v_now
-        from ended
-        where recall.id = ended.id
+        from weighed
+        where weighed.is_unobstructed
+            and recall.id = weighed.id
     ),
     freed as (
         update pgrecall.sessions as session
@@ -484,8 +490,9 @@ begin
             held_until = null,
             interrupted_by = null,
             wanted_by = null
-        from ended
-        where session.id = ended.session_id
+        from weighed
+        where weighed.is_unobstructed
+            and session.id = weighed.session_id
     ),
     recorded as (
         insert into pgrecall.recall_runs (
@@ -505,7 +512,8 @@ begin
             ended.defer_reason,
             ended.outcome,
             ended.reply
-        from ended
+        from weighed as ended
+        where ended.is_unobstructed
     ),
     added as (
         insert into pgrecall.session_messages (session_id, id, role, content, metadata)
@@ -515,16 +523,17 @@ begin
             'assistant',
             ended.reply,
             jsonb_build_object('recall_id', ended.id, 'run_id', ended.run_id)
-        from ended
-        where finish_unobstructed.append_reply
+        from weighed as ended
+        where ended.is_unobstructed
+            and finish_unobstructed.append_reply
             and ended.outcome = 'success'
             and btrim(ended.reply, v_blank) <> ''
         order by ended.run_id
         on conflict do nothing
     )
-    select ended.run_id
-    from ended;
+    select weighed.run_id, weighed.is_unobstructed
+    from weighed;
 end;
 $$;
 comment on function pgrecall.finish_unobstructed(bigint[], text[], timestamptz[], text[], boolean) is
-    'The short way of finish() for many runs in one transaction, for what is nearly always so: a success (or silent) of a recall that runs once, with a reply at most, and nothing that has to be done about it: nobody waits for the session, nothing is delivered, the recall was not cancelled, moved or stopped meanwhile. Ends these runs exactly as finish() does and returns their numbers; the others, and those whose rows somebody has locked, are left as they are, for finish(). Called by workers. Raises: PR005 another outcome. Locks: recalls and sessions, skipping locked ones.';
+    'The short way of finish() for many runs in one transaction, for what is nearly always so: a success (or silent) of a recall that runs once, with a reply at most, and nothing that has to be done about it: nobody waits for the session, nothing is delivered, the recall was not cancelled, moved or stopped meanwhile. Ends these runs exactly as finish() does: accepted. The others are left as they are, for finish(): not accepted. Not in the answer is who is not, or no more, in that run, and whose row somebody has locked, such as a claim() that has come upon it, for a moment. Called by workers. Raises: PR005 another outcome. Locks: recalls and sessions, skipping locked ones.';

@@ -227,7 +227,7 @@ def endings(
             replies=[reply] * len(runs),
             append_reply=append,
         )
-        done = {row["finish_unobstructed"] for row in answer}
+        done = {row["run_id"] for row in answer if row["accepted"]}
         for run in runs:
             if run["run_id"] not in done:
                 alone(run)
@@ -292,10 +292,29 @@ def test_most_outcomes_need_no_more_than_the_short_way(db: psycopg.Connection) -
         append_reply=True,
     )
 
-    assert {row["finish_unobstructed"] for row in answer} == {run["run_id"] for run in runs}
+    assert {row["run_id"]: row["accepted"] for row in answer} == {run["run_id"]: True for run in runs}
     assert sorted(outcomes(db, "r1") + outcomes(db, "r2")) == ["silent", "success"]
     assert recall(db, "r1")["status"] == recall(db, "r2")["status"] == "fired"
     assert value(db, "select count(*) from pgrecall.sessions where run_id is not null") == 0
+
+
+def test_who_needs_the_longer_way_is_told_from_who_is_locked(db: psycopg.Connection) -> None:
+    two_due(db)
+    runs = {run["recall_id"]: run["run_id"] for run in claim(db).runs}
+    db.execute("update pgrecall.session_recalls set deliver_to = 'https://example.com/' where id = 'r1'")
+
+    answer = call(
+        db,
+        "finish_unobstructed",
+        run_ids=[*runs.values()],
+        outcomes=["success", "success"],
+        started_at=[None, None],
+        replies=[None, None],
+    )
+
+    assert {row["run_id"]: row["accepted"] for row in answer} == {runs["r1"]: False, runs["r2"]: True}
+    assert recall(db, "r1")["status"] == "running"
+    assert outcomes(db, "r1") == []
 
 
 def test_outcomes_told_together_twice_count_once(db: psycopg.Connection) -> None:
@@ -348,5 +367,5 @@ def test_who_has_a_row_locked_does_not_keep_the_other_outcomes_waiting(database:
             replies=[None, None],
         )
 
-        assert [row["finish_unobstructed"] for row in answer] == [runs["r2"]]
+        assert answer == [{"run_id": runs["r2"], "accepted": True}]
         assert recall(db, "r1")["status"] == "running"
