@@ -146,14 +146,17 @@ class Outcomes:
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 self._arrived.clear()
                 told = await self._tell_together([one.ended for one in batch])
-                are_passed_over = told is not None and len(batch) - len(told) > 1
+                again: list[_Waiting] = []
                 for one in batch:
                     accepted = None if told is None else told.get(one.ended.run_id)
-                    if accepted is None and are_passed_over and one.tries < _TRIES_TOGETHER:
+                    are_passed_over = accepted is None and told is not None and len(batch) - len(told) > 1
+                    if are_passed_over and one.tries < _TRIES_TOGETHER:
                         one.tries += 1
-                        loop.call_later(_PASSED_OVER * one.tries, self._tell_again, one)
+                        again.append(one)
                     else:
                         one.answer(is_told=accepted is True)
+                if again:
+                    loop.call_later(_PASSED_OVER * again[0].tries, self._tell_again, again)
                 batch = []
                 self._arrived.set()
         finally:
@@ -162,12 +165,13 @@ class Outcomes:
             for one in batch + self._waiting:
                 one.answer(is_told=False)
 
-    def _tell_again(self, one: _Waiting) -> None:
+    def _tell_again(self, outcomes: Sequence[_Waiting]) -> None:
         if self._is_running:
-            self._waiting.append(one)
+            self._waiting += outcomes
             self._something.set()
         else:
-            one.answer(is_told=False)
+            for one in outcomes:
+                one.answer(is_told=False)
 
     @property
     def are_on_their_way(self) -> bool:

@@ -911,6 +911,53 @@ async def test_the_outcome_of_a_recurring_recall_is_told_at_once_the_longer_way(
     assert (together, alone) == ([], [recall_id])
 
 
+async def test_a_look_waits_for_slots_that_are_about_to_become_free(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While outcomes are on their way, one slot of sixteen is not worth a look of its own."""
+    free: list[int] = []
+    on_its_way, arrives = anyio.Event(), anyio.Event()
+    look, tell_together = Worker._look, Outcomes._tell_together
+
+    async def looked(self: Worker, slots: int, *, everywhere: bool) -> Any:
+        free.append(slots)
+        return await look(self, slots, everywhere=everywhere)
+
+    async def told_together(self: Outcomes, runs: Any) -> Any:
+        on_its_way.set()
+        await arrives.wait()
+        return await tell_together(self, runs)
+
+    monkeypatch.setattr(Worker, "_look", looked)
+    monkeypatch.setattr(Outcomes, "_tell_together", told_together)
+    succeeds, fails = anyio.Event(), anyio.Event()
+
+    async def then(recall: CurrentRecall) -> str:
+        if recall.session_id == "s0":
+            await fails.wait()
+            raise ValueError("boom")
+        if recall.session_id != "last":
+            await succeeds.wait()
+        return "done"
+
+    agent = Recorder(then)
+    sessions = [f"s{number}" for number in range(16)]
+    async with sql(database) as db, working(database, agent, concurrency=16) as worker:
+        await db.session(*sessions, "last")
+        for session in sessions:
+            await db.recall(session)
+        await agent.count(16)
+        recall_id = await db.recall("last")
+        del free[:]
+        succeeds.set()
+        await on_its_way.wait()
+        fails.set()
+        await until(_are(lambda: len(worker._runs) == 15))
+        arrives.set()
+        await db.ended(recall_id)
+    assert free[0] > 1
+
+
 def _are(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
     async def holds() -> bool:
         return condition()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -298,19 +298,20 @@ def test_most_outcomes_need_no_more_than_the_short_way(db: psycopg.Connection) -
     assert value(db, "select count(*) from pgrecall.sessions where run_id is not null") == 0
 
 
+def succeed(db: psycopg.Connection, run_ids: Iterable[object]) -> list[Any]:
+    """What the short way answers to successes without a reply."""
+    given = [*run_ids]
+    none = [None] * len(given)
+    outcomes = ["success"] * len(given)
+    return call(db, "finish_unobstructed", run_ids=given, outcomes=outcomes, started_at=none, replies=none)
+
+
 def test_who_needs_the_longer_way_is_told_from_who_is_locked(db: psycopg.Connection) -> None:
     two_due(db)
     runs = {run["recall_id"]: run["run_id"] for run in claim(db).runs}
     db.execute("update pgrecall.session_recalls set deliver_to = 'https://example.com/' where id = 'r1'")
 
-    answer = call(
-        db,
-        "finish_unobstructed",
-        run_ids=[*runs.values()],
-        outcomes=["success", "success"],
-        started_at=[None, None],
-        replies=[None, None],
-    )
+    answer = succeed(db, runs.values())
 
     assert {row["run_id"]: row["accepted"] for row in answer} == {runs["r1"]: False, runs["r2"]: True}
     assert recall(db, "r1")["status"] == "running"
@@ -358,14 +359,7 @@ def test_who_has_a_row_locked_does_not_keep_the_other_outcomes_waiting(database:
         runs = {run["recall_id"]: run["run_id"] for run in claim(db).runs}
         person.execute("select from pgrecall.session_recalls where id = 'r1' for update")
 
-        answer = call(
-            db,
-            "finish_unobstructed",
-            run_ids=[*runs.values()],
-            outcomes=["success", "success"],
-            started_at=[None, None],
-            replies=[None, None],
-        )
+        answer = succeed(db, runs.values())
 
         assert answer == [{"run_id": runs["r2"], "accepted": True}]
         assert recall(db, "r1")["status"] == "running"
