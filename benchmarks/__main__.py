@@ -163,6 +163,7 @@ def _number(change: str) -> tuple[str, float]:
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, with --quick 1.")
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Another size, such as burst=1000.")
 @click.option("--keep", is_flag=True, help="Keep what an earlier run to the same place has measured of other cells.")
+@click.option("--server", "binaries", type=click.Path(path_type=Path), help="Directory of another postgres and initdb.")
 @click.option("--output", type=click.Path(path_type=Path), default=_OUTPUT, help="Default: dist/bench.")
 def run_(
     *,
@@ -173,6 +174,7 @@ def run_(
     rounds: int | None,
     changes: tuple[str, ...],
     keep: bool,
+    binaries: Path | None,
     output: Path,
 ) -> None:
     """Measure.
@@ -195,7 +197,7 @@ def run_(
         size = dataclasses.replace(size, rounds=rounds)
     output.mkdir(parents=True, exist_ok=True)
 
-    with Server() as server:
+    with Server(binaries=binaries) as server:
         made = Results(results.about(server, peers, size, sys.argv[1:]))
         if keep and (output / "results.json").exists():
             made.keep(results.load(output / "results.json"), {cell.name for cell in cells})

@@ -61,10 +61,11 @@ class Server:
 
     Args:
         durable: With fsync, as what is measured must be; tests of the harness do without.
+        binaries: Where another PostgreSQL's `postgres` and `initdb` are. Default: see `find_binaries`.
     """
 
-    def __init__(self, *, durable: bool = True) -> None:
-        self.binaries = find_binaries()
+    def __init__(self, *, durable: bool = True, binaries: Path | None = None) -> None:
+        self.binaries = find_binaries(binaries)
         library = subprocess.run(
             [self.binaries / "pg_config", "--pkglibdir"], capture_output=True, text=True, check=False
         ).stdout.strip()
@@ -76,7 +77,9 @@ class Server:
             own |= {"pg_stat_statements.track": "top", "pg_stat_statements.max": "10000"}
         unsafe = {} if durable else {"fsync": "off", "full_page_writes": "off"}
         self.settings = {**SETTINGS, **own, **unsafe}
-        self._postgres = EmbeddedPostgres(directory / "data", settings=self.settings, durable=durable)
+        self._postgres = EmbeddedPostgres(
+            directory / "data", settings=self.settings, binaries=self.binaries, durable=durable
+        )
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
+import anyio
+import anyio.to_thread
 import psycopg
 
 from pgrecall import calls, database
@@ -107,6 +109,11 @@ class LeaseKeeper:
         """Ends the thread; does not wait for a statement that is under way."""
         self._stopping = True
         self._wake_up()
+
+    async def ended(self) -> None:
+        """Returns when the thread has ended: nothing of it is under way that would sign the worker up once more."""
+        if self._thread.is_alive():
+            await anyio.to_thread.run_sync(self._thread.join, abandon_on_cancel=True)
 
     def add(self, run_ids: Iterable[int], asked_at: float) -> None:
         """Runs have been claimed; the claim was sent at this monotonic time.

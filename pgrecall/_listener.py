@@ -300,6 +300,8 @@ class Listener:
                     self._restored()
             async for notify in connection.notifies():
                 self._deliver(notify)
+                # Whoever was waiting for it goes first, and then this waits for the next one.
+                await asyncio.sleep(0)
         if self._pumping.cancelled_caught:
             self._is_deaf = True
             raise psycopg.OperationalError("a notification to itself did not arrive")

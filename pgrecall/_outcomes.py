@@ -6,10 +6,8 @@ An outcome counts as told when its transaction is committed, not before. Decides
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -17,6 +15,7 @@ import psycopg
 
 from pgrecall import calls
 from pgrecall._backoff import Backoff
+from pgrecall._run import Ending, Run
 from pgrecall.agents import describe
 from pgrecall.database import AsyncDatabase, OwnConnection
 from pgrecall.errors import RecallError
@@ -35,61 +34,8 @@ _TRIES = 5
 _TRIES_TOGETHER = 3
 _PASSED_OVER = 0.005
 
-
-@dataclass(slots=True, kw_only=True)
-class Ending:
-    """How a run ended: the arguments of `finish` but the ids."""
-
-    outcome: str
-    reply: str | None = None
-    error: str | None = None
-    reason: str | None = None
-    retry: bool = False
-    retry_after: timedelta | None = None
-    counted: bool = True
-    usage: Mapping[str, Any] | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a success with a reply at most."""
-        return self.outcome in ("success", "silent") and self.usage is None and self.messages is None
-
-
-@dataclass(slots=True, kw_only=True)
-class Ended:
-    """A run that has ended.
-
-    Attributes:
-        recall_id: Its recall.
-        run_id: The run.
-        nominal_at: The time that its occurrence was wanted for.
-        attempt: Which attempt at that it was.
-        started_at: When the agent was reached, by the database's clock; None: it was not.
-        is_recurring: Whether its recall goes on, which takes more than writing down how this run ended.
-        ending: How it ended.
-    """
-
-    recall_id: str
-    run_id: int
-    nominal_at: datetime
-    attempt: int
-    started_at: datetime | None
-    is_recurring: bool
-    ending: Ending
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """An outcome that is to be told with others."""
-
-    ended: Ended
-    is_told: asyncio.Future[bool]
-    tries: int = 0
-
-    def answer(self, *, is_told: bool) -> None:
-        if not self.is_told.done():  # its task may have been cancelled
-            self.is_told.set_result(is_told)
+#: What becomes of a recall that runs once when its plain success is told together with others.
+_FIRED = Finished(accepted=True, status="fired", trigger_at=None, due_at=None, attempt=None)
 
 
 class Outcomes:
@@ -106,6 +52,10 @@ class Outcomes:
         patience: Seconds after which a statement is taken for lost.
         most: The most outcomes that go together. Their slots become free together, too, so with less than all of a
             worker's slots the agents of some run while the others' outcomes are written.
+        keep: Runs a coroutine in a task of the worker.
+        must_let_go: Asked while the database cannot be reached: whether the worker's claims are somebody else's by now.
+        on_told: Called with each run once, when its outcome has been told, or never can be (`run.finished` says which),
+            and with a logger.
     """
 
     def __init__(
@@ -117,6 +67,9 @@ class Outcomes:
         append_reply: bool,
         patience: float,
         most: int,
+        keep: Callable[[Coroutine[Any, Any, None]], None],
+        must_let_go: Callable[[], bool],
+        on_told: Callable[[Run, Any], None],
     ) -> None:
         self._worker_id = worker_id
         self._together = together
@@ -124,7 +77,10 @@ class Outcomes:
         self._append_reply = append_reply
         self._patience = patience
         self._most = most
-        self._waiting: list[_Waiting] = []
+        self._keep = keep
+        self._must_let_go = must_let_go
+        self._on_told = on_told
+        self._waiting: list[Run] = []
         self._something = asyncio.Event()
         # Set while none are on their way together.
         self._arrived = asyncio.Event()
@@ -134,7 +90,7 @@ class Outcomes:
     async def run(self) -> None:
         """Tells what `tell` was given, for as long as the worker lives; without it they are told one by one."""
         loop = asyncio.get_running_loop()
-        batch: list[_Waiting] = []
+        batch: list[Run] = []
         self._is_running = True
         try:
             while True:
@@ -145,33 +101,36 @@ class Outcomes:
                     await asyncio.sleep(0)
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 self._arrived.clear()
-                told = await self._tell_together([one.ended for one in batch])
-                again: list[_Waiting] = []
-                for one in batch:
-                    accepted = None if told is None else told.get(one.ended.run_id)
-                    are_passed_over = accepted is None and told is not None and len(batch) - len(told) > 1
-                    if are_passed_over and one.tries < _TRIES_TOGETHER:
-                        one.tries += 1
-                        again.append(one)
+                told = await self._tell_together(batch)
+                log = logger().bind()
+                ended, batch = batch, []
+                self._arrived.set()
+                again: list[Run] = []
+                for run in ended:
+                    accepted = None if told is None else told.get(run.run_id)
+                    are_passed_over = accepted is None and told is not None and len(ended) - len(told) > 1
+                    if accepted:
+                        self._told(run, _FIRED, log)
+                    elif are_passed_over and run.tries < _TRIES_TOGETHER:
+                        run.tries += 1
+                        again.append(run)
                     else:
-                        one.answer(is_told=accepted is True)
+                        self._keep(self._tell_alone(run))
                 if again:
                     loop.call_later(_PASSED_OVER * again[0].tries, self._tell_again, again)
-                batch = []
-                self._arrived.set()
         finally:
             self._is_running = False
             self._arrived.set()
-            for one in batch + self._waiting:
-                one.answer(is_told=False)
+            untold, self._waiting = batch + self._waiting, []
+            self._tell_again(untold)
 
-    def _tell_again(self, outcomes: Sequence[_Waiting]) -> None:
+    def _tell_again(self, runs: Sequence[Run]) -> None:
         if self._is_running:
-            self._waiting += outcomes
+            self._waiting += runs
             self._something.set()
         else:
-            for one in outcomes:
-                one.answer(is_told=False)
+            for run in runs:
+                self._keep(self._tell_alone(run))
 
     @property
     def are_on_their_way(self) -> bool:
@@ -182,36 +141,41 @@ class Outcomes:
         """Returns when those that are being told together have been told, or could not be."""
         await self._arrived.wait()
 
-    async def tell(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
-        """Tells the outcome, again and again until the database has heard it.
+    def tell(self, run: Run) -> None:
+        """Tells the outcome of a run that has ended, again and again until the database has heard it.
+
+        It takes no task to wait for that: the run's own ends here. (Of thousands a second each costs its worker as much
+        as a small agent.)
 
         An outcome that the database will not have is replaced by an error that says so. If it will not have that
         either, the run ends untold: it must not keep its slot for ever. Its claim ends with the worker's lease.
-
-        Args:
-            ended: The run.
-            must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
         """
-        if ended.ending.is_plain and not ended.is_recurring and self._is_running:
-            waiting = _Waiting(ended, asyncio.get_running_loop().create_future())
-            self._waiting.append(waiting)
+        if _ending(run).is_plain and run.claim.call_type != "recurring" and self._is_running:
+            self._waiting.append(run)
             self._something.set()
-            if await waiting.is_told:
-                return Finished(
-                    accepted=True, status="fired", trigger_at=ended.nominal_at, due_at=None, attempt=ended.attempt
-                )
-        return await self._tell_alone(ended, must_let_go)
+        else:
+            self._keep(self._tell_alone(run))
 
-    async def _tell_together(self, runs: Sequence[Ended]) -> dict[int, bool] | None:
+    def _told(self, run: Run, finished: Finished | None, log: Any) -> None:
+        run.finished = finished
+        try:
+            self._on_told(run, log)
+        except Exception as error:  # noqa: BLE001 (what one run's log cannot take must not keep the other outcomes)
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"run {run.run_id} has ended, but could not be logged", "exception": error}
+            )
+
+    async def _tell_together(self, runs: Sequence[Run]) -> dict[int, bool] | None:
         """Tells them in one transaction and says for which runs that was enough; None: it failed.
 
         A run that is missing in the answer is no longer the worker's, or somebody has locked its row.
         """
+        endings = [_ending(run) for run in runs]
         call = calls.finish_unobstructed(
             [run.run_id for run in runs],
-            [run.ending.outcome for run in runs],
-            started_at=[run.started_at for run in runs],
-            replies=[run.ending.reply for run in runs],
+            [ending.outcome for ending in endings],
+            started_at=[run.reached_agent_at for run in runs],
+            replies=[ending.reply for ending in endings],
             append_reply=self._append_reply,
         )
         try:
@@ -222,18 +186,27 @@ class Outcomes:
             logger().debug("outcomes_apart", worker_id=self._worker_id, error=describe(error))
             return None
 
-    async def _tell_alone(self, ended: Ended, must_let_go: Callable[[], bool]) -> Finished | None:
-        ending = ended.ending
+    async def _tell_alone(self, run: Run) -> None:
+        finished: Finished | None = None
+        try:
+            finished = await self._finish(run)
+        except Exception as error:  # noqa: BLE001 (one run that cannot end must not end the others)
+            logger().error("loop_error", worker_id=self._worker_id, run_id=run.run_id, error=describe(error))
+        finally:
+            self._told(run, finished, logger())
+
+    async def _finish(self, run: Run) -> Finished | None:
         failing = Backoff(0.1, 5)
         complained = False
         refusals = 0
         replaced = False
         while True:
+            ending = _ending(run)
             call = calls.finish(
-                ended.recall_id,
-                ended.run_id,
+                run.recall_id,
+                run.run_id,
                 ending.outcome,
-                started_at=ended.started_at,
+                started_at=run.reached_agent_at,
                 reply=ending.reply,
                 error=ending.error,
                 reason=ending.reason,
@@ -253,8 +226,8 @@ class Outcomes:
                     logger().error(
                         "loop_error",
                         worker_id=self._worker_id,
-                        recall_id=ended.recall_id,
-                        run_id=ended.run_id,
+                        recall_id=run.recall_id,
+                        run_id=run.run_id,
                         error=describe(error),
                     )
                 refusals += _is_about_the_outcome(error)
@@ -262,15 +235,20 @@ class Outcomes:
                     if replaced:
                         return None
                     # The database will never have this outcome (what the agent said, most likely).
-                    ending = Ending(outcome="error", error=describe(error))
+                    run.ending = Ending(outcome="error", error=describe(error))
                     refusals, replaced = 0, True
                     failing.reset()
                     continue
-                if must_let_go():
+                if self._must_let_go():
                     return None
             await anyio.sleep(failing.pause())
             with suppress(psycopg.Error):  # the next try says what is wrong
                 await self._database.mend()
+
+
+def _ending(run: Run) -> Ending:
+    assert run.ending is not None  # noqa: S101 (only runs that have ended come here)
+    return run.ending
 
 
 def _is_about_the_outcome(error: Exception) -> bool:

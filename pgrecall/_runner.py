@@ -6,124 +6,25 @@ Decides nothing about when or how many; the database decides what becomes of the
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import anyio
 
 from pgrecall import calls
-from pgrecall._outcomes import Ended, Ending, Outcomes
-from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, RunState, describe, running
+from pgrecall._outcomes import Outcomes
+from pgrecall._run import Ending, Run
+from pgrecall.agents import CurrentRecall, GiveUp, Retry, RunResult, begin, describe
 from pgrecall.client import RecallScheduler
 from pgrecall.errors import RecallError
-from pgrecall.model import ClaimRow, Finished
 from pgrecall.sessions import Message, PostgresSessionStore, SessionStore, put_message
-from pgrecall.telemetry import logger
 
 #: Seconds. A deadline must be a date: nobody notices the difference.
 _LONGEST = 36500 * 86400
-
-StopReason = Literal["told to stop", "lease lost", "worker stopping", "claimed in doubt"]
-
-
-class Run:
-    """A run under way.
-
-    Attributes:
-        run_id: The run.
-        claim: The recall as it was claimed.
-        timeout: Wall-clock limit in seconds.
-        scope: Cancelled to stop the run, and by its deadline.
-        state: What it shares with the agent.
-        reached_agent_at: When the agent's `run` was entered, by the database's clock; None: it was not.
-        stop_reason: Why it was stopped, if it was.
-        finished: What the database made of the outcome; None: it has not heard it.
-    """
-
-    __slots__ = ("_log", "claim", "finished", "reached_agent_at", "run_id", "scope", "state", "stop_reason", "timeout")
-
-    def __init__(self, claim: ClaimRow) -> None:
-        assert claim.run_id is not None  # noqa: S101 (the caller looked)
-        self.run_id = claim.run_id
-        self.claim = claim
-        self.timeout = math.inf
-        self.scope = anyio.CancelScope()
-        self.state = RunState()
-        self.reached_agent_at: datetime | None = None
-        self.stop_reason: StopReason | None = None
-        self.finished: Finished | None = None
-        self._log: Any = None
-
-    def stop(self, reason: StopReason) -> None:
-        """Tells the run to stop; the first reason counts."""
-        if self.stop_reason is None:
-            self.stop_reason = reason
-            self.state.is_stopped = True
-            self.scope.cancel()
-
-    def reported(self) -> None:
-        """Somebody may have reported about it."""
-        if self.state.reported is not None:
-            self.state.reported.set()
-
-    def log_claim(self, log: Any) -> None:
-        """Logs that it was claimed, and there what will become of it."""
-        self._log = log
-        log.info(
-            "recall_claimed",
-            **self._names,
-            nominal_at=self.claim.nominal_at.isoformat(),
-            lateness_ms=round((self.claim.now_at - self.claim.nominal_at).total_seconds() * 1000, 3),
-            attempt=self.claim.attempt,
-        )
-
-    def log_ending(self, ending: Ending, seconds: float) -> None:
-        """Logs how it ended, and what became of the recall."""
-        log, names, finished = self._log or logger(), self._names, self.finished
-        if finished is None or not finished.accepted:
-            log.warning("outcome_refused", **names, outcome=ending.outcome)
-            return
-        next_due_at = finished.due_at.isoformat() if finished.due_at else None
-        match ending.outcome:
-            case "success" | "silent":
-                log.info(
-                    "recall_fired",
-                    **names,
-                    seconds=seconds,
-                    outcome=ending.outcome,
-                    status=finished.status,
-                    next_trigger_at=next_due_at,
-                )
-            case "skipped":
-                log.warning("session_missing", **names)
-            case "interrupted":
-                log.info("run_stopped", **names, reason=ending.reason)
-                if next_due_at is not None:
-                    log.info(
-                        "recall_rescheduled",
-                        **names,
-                        outcome=ending.outcome,
-                        status=finished.status,
-                        next_due_at=next_due_at,
-                    )
-            case _:
-                log.error(
-                    "recall_failed",
-                    **names,
-                    seconds=seconds,
-                    outcome=ending.outcome,
-                    error=ending.error,
-                    status=finished.status,
-                    next_due_at=next_due_at,
-                )
-
-    @property
-    def _names(self) -> dict[str, Any]:
-        return {"recall_id": self.claim.recall_id, "run_id": self.run_id, "session_id": self.claim.session_id}
 
 
 class Runner:
@@ -161,12 +62,13 @@ class Runner:
         self._outcomes = outcomes
 
     def _recall(self, run: Run) -> CurrentRecall:
+        """What the agent can know; made when it first asks, as many never do."""
+        if run.recall is not None:
+            return run.recall
         row = run.claim
-        assert row.run_id is not None and row.recall_id is not None  # noqa: PT018, S101 (the caller looked)
-        nominal = row.nominal_at.isoformat(timespec="microseconds").removesuffix("+00:00")
-        return CurrentRecall(
-            recall_id=row.recall_id,
-            run_id=row.run_id,
+        run.recall = CurrentRecall(
+            recall_id=run.recall_id,
+            run_id=run.run_id,
             session_id=row.session_id,
             user_id=row.user_id,
             worker_id=self._worker_id,
@@ -181,55 +83,44 @@ class Runner:
             additional_context_message=row.additional_context_message,
             internal_comment=row.internal_comment,
             metadata=row.metadata,
-            text=row.model_text or row.additional_context_message,
+            text=run.text,
             time_zone=row.time_zone,
             chain_depth=row.chain_depth,
-            message_id=f"recall:{row.recall_id}:{nominal}Z",
+            message_id=run.message_id,
             store=self._store,
             scheduler=self._scheduler,
             _clock=self._clock,
             _state=run.state,
         )
+        return run.recall
 
-    async def run(self, run: Run, must_let_go: Callable[[], bool]) -> None:
-        """Runs the agent and tells the outcome, also when the task is cancelled; `run.finished` is set then.
+    async def run(self, run: Run) -> None:
+        """Runs the agent and has the outcome told, also when the task is cancelled.
 
         Args:
-            run: It has not begun yet.
-            must_let_go: Asked while the database cannot be reached: whether the claim is somebody else's by now.
+            run: It has not begun yet. Runs in a task of its own.
         """
-        claim = run.claim
-        run.timeout = float(claim.timeout_seconds or self._timeout or claim.default_timeout_seconds)
-        recall = self._recall(run)
-        started = time.monotonic()
         ending: Ending | None = None
         try:
-            ending = await run_agent(run, recall, self._open_agent, self._host_store, self._clock)
+            claim = run.claim
+            run.timeout = float(claim.timeout_seconds or self._timeout or claim.default_timeout_seconds)
+            run.began_at = time.monotonic()
+            begin(partial(self._recall, run))
+            ending = await run_agent(run, self._open_agent, self._host_store, self._clock)
         finally:
+            run.scope = None
             if ending is None:
                 # The worker's own task is cancelled: what it holds goes back, without counting the attempt.
                 run.stop("worker stopping")
                 ending = stopped(run)
             if ending.usage is None and run.state.usage:
                 ending = replace(ending, usage=run.state.usage)
-            run.finished = await self._outcomes.tell(
-                Ended(
-                    recall_id=recall.recall_id,
-                    run_id=recall.run_id,
-                    nominal_at=recall.nominal_at,
-                    attempt=recall.attempt,
-                    started_at=run.reached_agent_at,
-                    is_recurring=claim.call_type == "recurring",
-                    ending=ending,
-                ),
-                must_let_go,
-            )
-            run.log_ending(ending, round(time.monotonic() - started, 3))
+            run.ending = ending
+            self._outcomes.tell(run)
 
 
 async def run_agent(
     run: Run,
-    recall: CurrentRecall,
     open_agent: Callable[[], Any],
     store: SessionStore | None,
     clock: Callable[[], datetime],
@@ -238,7 +129,6 @@ async def run_agent(
 
     Args:
         run: The run.
-        recall: What the agent can know.
         open_agent: Gives an async context manager that yields the agent.
         clock: The database's time now.
         store: The host's own store, which gets the recall's message first. None: the claim has put it into ours.
@@ -246,17 +136,18 @@ async def run_agent(
     ending: Ending | None = None
     if run.stop_reason is not None:
         return stopped(run)  # a cancelled task would still run to its first await
-    run.scope.deadline = asyncio.get_running_loop().time() + run.timeout
-    with run.scope, running(recall):
+    run.scope = scope = anyio.CancelScope(deadline=asyncio.get_running_loop().time() + run.timeout)
+    with scope:
         try:
-            if store is not None and not await _put_into(store, recall):
+            if store is not None and not await _put_into(store, run):
                 return Ending(outcome="skipped", reason="session missing")
             async with open_agent() as agent:
                 run.reached_agent_at = clock()
-                reply = await agent.run(session_id=recall.session_id, user_message=recall.additional_context_message)
+                claim = run.claim
+                reply = await agent.run(session_id=claim.session_id, user_message=claim.additional_context_message)
                 answered = _ending_of(reply, run.claim.silent_token)
                 if store is not None and answered.messages is not None:
-                    await _save(store, recall, answered.messages, in_history=answered.outcome != "silent")
+                    await _save(store, run, answered.messages, in_history=answered.outcome != "silent")
                 # Not before what it said is saved: else the run is no success.
                 ending = answered
         except Retry as request:
@@ -272,7 +163,7 @@ async def run_agent(
                 raise
             # Failing to close after a reply does not undo the reply.
             ending = ending or Ending(outcome="error", error=describe(error), retry=run.reached_agent_at is None)
-    if run.scope.cancelled_caught and run.stop_reason is None:
+    if scope.cancelled_caught and run.stop_reason is None:
         return Ending(outcome="timeout", error=f"still running after {run.timeout:g} s")
     return ending or stopped(run)
 
@@ -346,35 +237,33 @@ def _unusable(error: str) -> Ending:
     return Ending(outcome="error", error=error)
 
 
-async def _save(
-    store: SessionStore, recall: CurrentRecall, messages: Sequence[Mapping[str, Any]], *, in_history: bool
-) -> None:
+async def _save(store: SessionStore, run: Run, messages: Sequence[Mapping[str, Any]], *, in_history: bool) -> None:
     """Adds what the agent said to the host's session, with the ids that the default store gives.
 
     Not in_history: to the model's context only.
     """
-    session = await store.get(recall.session_id)
+    session = await store.get(run.claim.session_id)
     if session is None:
         return
     replies = [place for place, message in enumerate(messages, 1) if message.get("role") == "assistant"]
     for place, message in enumerate(messages, 1):
         name = "reply" if replies and place == replies[-1] else str(place)
         shown = in_history and message.get("in_history", True)
-        put_message(session, {**message, "id": f"{recall.message_id}:{name}", "in_history": shown})
+        put_message(session, {**message, "id": f"{run.message_id}:{name}", "in_history": shown})
     await store.save(session)
 
 
-async def _put_into(store: SessionStore, recall: CurrentRecall) -> bool:
+async def _put_into(store: SessionStore, run: Run) -> bool:
     """Puts the recall's message into the host's session, once for the occurrence; False if there is no session."""
-    session = await store.get(recall.session_id)
+    session = await store.get(run.claim.session_id)
     if session is None:
         return False
     message: Message = {
-        "id": recall.message_id,
+        "id": run.message_id,
         "role": "system",
-        "content": f"[Scheduled recall] {recall.additional_context_message}",
-        "metadata": {"recall_id": recall.recall_id, "run_id": recall.run_id},
+        "content": f"[Scheduled recall] {run.claim.additional_context_message}",
+        "metadata": {"recall_id": run.recall_id, "run_id": run.run_id},
     }
-    if put_message(session, message, model_text=recall.text):
+    if put_message(session, message, model_text=run.text):
         await store.save(session)
     return True

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -205,22 +205,18 @@ class CurrentRecall:
         return self._state.is_stopped
 
 
-_current: ContextVar[CurrentRecall | None] = ContextVar("pgrecall_current_recall", default=None)
+_current: ContextVar[Callable[[], CurrentRecall] | None] = ContextVar("pgrecall_current_recall", default=None)
 
 
 def current_recall() -> CurrentRecall | None:
     """The recall that the calling code runs for; None outside a run. Works in the agent's tasks and threads."""
-    return _current.get()
+    recall = _current.get()
+    return None if recall is None else recall()
 
 
-@contextmanager
-def running(recall: CurrentRecall) -> Iterator[None]:
-    """Makes `current_recall()` answer with this recall inside the block."""
-    token = _current.set(recall)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+def begin(recall: Callable[[], CurrentRecall]) -> None:
+    """Makes `current_recall()` answer with this recall for the rest of the task, and in the tasks that it starts."""
+    _current.set(recall)
 
 
 class AgentFactory:

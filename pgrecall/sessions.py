@@ -122,7 +122,10 @@ def _merged(history: dict[str, Message], context: dict[str, Message]) -> dict[st
 
 def _part(whole: Any, name: str) -> Any:
     """A part of an object or of a mapping; None if it has none."""
-    return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
+    # Most mappings are dicts: to ask whether something is any other takes as long as all the rest here.
+    if isinstance(whole, dict) or (whole is not None and isinstance(whole, Mapping)):
+        return whole.get(name)
+    return getattr(whole, name, None)
 
 
 class PostgresSessionStore:

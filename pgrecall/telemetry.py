@@ -35,11 +35,49 @@ loop_restored        worker_id, seconds
 
 from __future__ import annotations
 
-from typing import cast
+import logging
+from functools import cache
+from typing import Any, cast
 
 import structlog
 
+_NAME = "pgrecall"
+_LEVELS = (logging.NOTSET, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+
 
 def logger() -> structlog.stdlib.BoundLogger:
-    """The logger of the package, named `pgrecall`; configure structlog to shape or silence it."""
-    return cast("structlog.stdlib.BoundLogger", structlog.get_logger("pgrecall"))
+    """The logger of the package, named `pgrecall`.
+
+    A host that has configured structlog gets the events there. Another one gets them from `logging`, at the level and
+    with the handlers that it has set there, as from any library: nobody wants two lines a run on stdout who has not
+    asked for them.
+    """
+    if structlog.is_configured():
+        return cast("structlog.stdlib.BoundLogger", structlog.get_logger(_NAME))
+    return _for_logging(logging.getLogger(_NAME).getEffectiveLevel())
+
+
+@cache
+def _for_logging(level: int) -> structlog.stdlib.BoundLogger:
+    return cast(
+        "structlog.stdlib.BoundLogger",
+        structlog.wrap_logger(
+            logging.getLogger(_NAME),
+            processors=[_as_record],
+            wrapper_class=structlog.make_filtering_bound_logger(
+                # structlog knows no levels between these. What passes here `logging` still looks at.
+                min((known for known in _LEVELS if known >= level), default=logging.CRITICAL)
+            ),
+        ).bind(),
+    )
+
+
+_fields = structlog.processors.LogfmtRenderer(bool_as_flag=False)
+
+
+def _as_record(
+    _logger: Any, _name: str, event_dict: structlog.typing.EventDict
+) -> tuple[tuple[str], dict[str, dict[str, Any]]]:
+    """The event's name and its fields as a text, and the fields as attributes of the record."""
+    event = event_dict.pop("event")
+    return (f"{event} {_fields(_logger, _name, event_dict)}".rstrip(),), {"extra": {**event_dict}}

@@ -14,6 +14,7 @@ import random
 import re
 import secrets
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ from pgrecall._lease import LeaseKeeper
 from pgrecall._listener import Alarm, Front, Listener, ServerClock
 from pgrecall._outcomes import Outcomes
 from pgrecall._purge import Purger
-from pgrecall._runner import Run, Runner, StopReason
+from pgrecall._run import Run, StopReason
+from pgrecall._runner import Runner
 from pgrecall._senders import Senders
 from pgrecall._version import __version__
 from pgrecall._watch import Watch
@@ -153,7 +155,7 @@ class Worker:
         # So many runs begin together; then whatever the database has said meanwhile comes first, so that it is not kept
         # waiting for hundreds of agents.
         self._together = max(concurrency // 8, _FEW)
-        self._lease = lease
+        self._lease_seconds = lease
         # A statement that takes longer than half a lease is taken for lost.
         self._patience = max(lease / 2, 1)
         self._safety_interval = min(safety_interval, poll_interval or math.inf)
@@ -163,6 +165,17 @@ class Worker:
         # Lifelines are kept by the connections that a worker that polls does without.
         self._reconnect_grace = None if poll_interval is not None else reconnect_grace
         self._clock = ServerClock()
+        self._event_loop: asyncio.AbstractEventLoop  # as soon as it runs
+        self._lease = LeaseKeeper(
+            self._listen_dsn,
+            self.worker_id,
+            self._lease_seconds,
+            self._patience,
+            self._reconnect_grace,
+            register=self._registration,
+            on_lost=self._in_loop(self._lost),
+            on_change=self._in_loop(self._look_at_lease),
+        )
         self._outcomes = Outcomes(
             self.worker_id,
             self._tells,
@@ -170,6 +183,9 @@ class Worker:
             append_reply=self._host_store is None,
             patience=self._patience,
             most=max(concurrency // 2, _FEW),
+            keep=self._keep,
+            must_let_go=self._must_let_go,
+            on_told=self._ended,
         )
         self._runner = Runner(
             self.worker_id,
@@ -237,27 +253,18 @@ class Worker:
         if self._started:
             raise RecallError("this worker has run already", hint="Make a new Worker to run again.")
         self._started = True
-        loop = asyncio.get_running_loop()
-
-        def in_loop(function: Callable[..., None]) -> Callable[..., None]:
-            def call(*arguments: object) -> None:
-                with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
-                    loop.call_soon_threadsafe(function, *arguments)
-
-            return call
-
-        lease = LeaseKeeper(
-            self._listen_dsn,
-            self.worker_id,
-            self._lease,
-            self._patience,
-            self._reconnect_grace,
-            register=self._registration,
-            on_lost=in_loop(self._lost),
-            on_change=in_loop(self._look_at_lease),
-        )
+        self._event_loop = asyncio.get_running_loop()
         with _unpacked():
-            await self._run_with(lease)
+            await self._work()
+
+    def _in_loop(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The function, for a caller in another thread."""
+
+        def call(*arguments: object) -> None:
+            with suppress(RuntimeError):  # the loop has just been closed, and the runs with it
+                self._event_loop.call_soon_threadsafe(function, *arguments)
+
+        return call
 
     def _registration(self, lifelines: Sequence[int | None] | None = None) -> calls.Call[datetime]:
         return calls.register_worker(
@@ -270,15 +277,15 @@ class Worker:
             lifelines=lifelines,
         )
 
-    async def _run_with(self, lease: LeaseKeeper) -> None:
+    async def _work(self) -> None:
         listener = Listener(
             self._listen_dsn,
             self.worker_id,
             self._heard,
             self._on_connected,
             ask=self._database.query,
-            on_connection=lambda connection: lease.take_lifeline(2, connection),
-            on_lost=lambda: lease.lost_lifeline(2),
+            on_connection=lambda connection: self._lease.take_lifeline(2, connection),
+            on_lost=lambda: self._lease.lost_lifeline(2),
         )
         try:
             async with database.answered_within(_SIGN_UP, "register_worker()"):
@@ -291,14 +298,14 @@ class Worker:
                     background.start_soon(self._senders.run)
                     self._listener = listener
                 # Not before the listener has shown that the two DSNs lead to one database.
-                lease.start()
+                self._lease.start()
                 if self._reconnect_grace is not None:
                     background.start_soon(self._watch.run)
                 logger().info(
                     "worker_started",
                     worker_id=self.worker_id,
                     concurrency=self._concurrency,
-                    lease_seconds=self._lease,
+                    lease_seconds=self._lease_seconds,
                     timeout_seconds=self._timeout,
                     mode="listen" if self._poll_interval is None else "poll",
                 )
@@ -309,21 +316,23 @@ class Worker:
                         poll_seconds=self._poll_interval,
                         effect=_POLLING_MEANS,
                     )
-                background.start_soon(self._guard_lease, lease)
+                background.start_soon(self._guard_lease)
                 background.start_soon(self._confirm_stops)
                 background.start_soon(self._outcomes.run)
                 background.start_soon(self._deliverer.run)
                 background.start_soon(Purger(self.worker_id, self._database).run)
-                await self._fire(lease)
+                await self._fire()
                 with anyio.move_on_after(min(self._grace, _LET_GO)):
                     await self._deliverer.drain()
                 background.cancel_scope.cancel()
         finally:
-            lease.stop()
+            self._lease.stop()
             try:
                 with anyio.CancelScope(shield=True), suppress(psycopg.Error, TimeoutError):
                     # Nothing is lost if this fails: other workers forget this one after five minutes.
                     async with asyncio.timeout(5):
+                        with anyio.move_on_after(1):  # unless its connection hangs
+                            await self._lease.ended()
                         await self._database.run(calls.unregister_worker(self.worker_id))
             finally:
                 with anyio.CancelScope(shield=True):
@@ -332,10 +341,10 @@ class Worker:
                     await self._scheduler.aclose()
             logger().info("worker_stopped", worker_id=self.worker_id, runs_given_back=self._given_back)
 
-    async def _fire(self, lease: LeaseKeeper) -> None:
+    async def _fire(self) -> None:
         """Looks and runs agents until it is stopped and the last run has ended."""
         # In a task of its own, which nothing cancels: a claim must not be torn from its answer.
-        looking = asyncio.create_task(self._loop(lease))
+        looking = asyncio.create_task(self._loop())
         looking.add_done_callback(lambda _: self._stopping.set())
         try:
             await self._stopping.wait()
@@ -348,8 +357,11 @@ class Worker:
         finally:
             with anyio.CancelScope(shield=True):
                 await looking
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
+                while self._runs or self._tasks:
+                    if self._tasks:
+                        await asyncio.wait(self._tasks)
+                    else:
+                        await self._a_slot()
 
     def stop(self) -> None:
         """Stops gracefully: no more claims, runs may finish within the grace period, the rest are given back.
@@ -490,7 +502,7 @@ class Worker:
             running = [run for run in self._runs.values() if run.stop_reason is None]
             if not running:
                 continue
-            call = calls.renew(self.worker_id, timedelta(seconds=self._lease))
+            call = calls.renew(self.worker_id, timedelta(seconds=self._lease_seconds))
             try:
                 async with database.answered_within(self._patience, "renew()"):
                     held = await self._database.run(call)
@@ -506,7 +518,7 @@ class Worker:
                     run.stop("told to stop")
             await anyio.sleep(_RETRY)
 
-    async def _loop(self, lease: LeaseKeeper) -> None:
+    async def _loop(self) -> None:
         unsettled = Backoff(0.005, 2)
         failing = Backoff(0.1, 5)
         failing_since: float | None = None
@@ -520,8 +532,8 @@ class Worker:
             self._next_at = math.inf
             asked_at = time.monotonic()
             try:
-                if lease.in_doubt:
-                    await self._resolve_doubt(lease)
+                if self._lease.in_doubt:
+                    await self._resolve_doubt()
                     continue
                 rows = await self._look(free, everywhere=nobody_called)
             except Exception as error:  # noqa: BLE001 (nothing may end the loop but stopping it)
@@ -536,8 +548,8 @@ class Worker:
                 failing_since = None
                 failing.reset()
                 self._doubt_listener()
-                self._unheard_until = time.monotonic() + self._lease * 1.05
-            claimed = await self._take(rows, asked_at, lease)
+                self._unheard_until = time.monotonic() + self._lease_seconds * 1.05
+            claimed = await self._take(rows, asked_at)
             if claimed:
                 unsettled.reset()
                 if nobody_called:
@@ -552,8 +564,7 @@ class Worker:
         """How many slots there are to look for. 0: there were none, or few; it has waited for more."""
         free = self._concurrency - len(self._runs)
         if free <= 0:
-            self._slot_freed = anyio.Event()
-            await self._slot_freed.wait()
+            await self._a_slot()
             return 0
         if free < self._concurrency // 8 and self._outcomes.are_on_their_way:
             # More are about to become free, and one look for all of them is cheaper.
@@ -561,13 +572,18 @@ class Worker:
             return 0
         return free
 
-    async def _take(self, rows: list[ClaimRow], asked_at: float, lease: LeaseKeeper) -> int:
+    async def _a_slot(self) -> None:
+        """Returns when one becomes free. One at a time may wait for that."""
+        self._slot_freed = anyio.Event()
+        await self._slot_freed.wait()
+
+    async def _take(self, rows: list[ClaimRow], asked_at: float) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
         claimed = [Run(row) for row in rows if row.run_id is not None]
         if claimed:
-            self._own(claimed, asked_at, lease)
+            self._own(claimed, asked_at)
             # What is heard meanwhile stays in the alarm.
-            await self._begin(claimed, lease)
+            await self._begin(claimed)
         for row in rows:
             if row.run_id is None and row.recall_id is not None:
                 logger().info(
@@ -589,7 +605,7 @@ class Worker:
         due_from = self._front.look()
         waits = due_from is not None and due_from > self._clock.now()
         call = calls.claim(
-            self.worker_id, free, timedelta(seconds=self._lease), self._host_store is None, due_from=due_from
+            self.worker_id, free, timedelta(seconds=self._lease_seconds), self._host_store is None, due_from=due_from
         )
         asked_at = time.monotonic()
         async with database.answered_within(self._patience, "claim()"):
@@ -642,47 +658,57 @@ class Worker:
 
     # Runs
 
-    def _own(self, runs: Sequence[Run], asked_at: float, lease: LeaseKeeper) -> None:
+    def _own(self, runs: Sequence[Run], asked_at: float) -> None:
         """These were claimed: from now on the worker answers for them, also before they begin."""
         self._runs.update((run.run_id, run) for run in runs)
-        lease.add([run.run_id for run in runs], asked_at)
-        self._look_at_lease()
-        if lease.was_in_doubt_after(asked_at):
+        self._lease.add([run.run_id for run in runs], asked_at)
+        if self._lease.was_in_doubt_after(asked_at):
             _stop(runs, "claimed in doubt")
         elif self._stopping.is_set():
             _stop(runs, "worker stopping")
         elif self._early_stop_at >= asked_at:
             self._told_to_stop.set()
 
-    async def _begin(self, runs: Sequence[Run], lease: LeaseKeeper) -> None:
+    async def _begin(self, runs: Sequence[Run]) -> None:
         """Begins the first of them; the others follow by themselves, while the next look is under way."""
         begun, later = runs[: self._together], runs[self._together :]
         for run in begun:
-            self._keep(self._run(run, lease))
+            self._keep(self._run(run), at_once=True)
+        # Whoever guards the lease waits until they have begun.
+        self._look_at_lease()
         if later:
-            self._keep(self._begin(later, lease))
+            self._keep(self._begin(later))
         # The agents first, then the log.
         await asyncio.sleep(0)
         log = logger().bind()
         for run in begun:
             run.log_claim(log)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _keep(self, work: Coroutine[Any, Any, None], *, at_once: bool = False) -> None:
+        """Does it in a task of its own; at_once: not only in the next turn of the event loop, where Python can that."""
+        if at_once and sys.version_info >= (3, 12):
+            task = asyncio.Task(work, loop=self._event_loop, eager_start=True)
+            if task.done():
+                return
+        else:
+            task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, run: Run, lease: LeaseKeeper) -> None:
+    async def _run(self, run: Run) -> None:
         try:
-            await self._runner.run(run, self._must_let_go)
-        except Exception as error:  # noqa: BLE001 (one run that cannot end must not end the others)
+            await self._runner.run(run)
+        except Exception as error:  # noqa: BLE001 (what goes wrong with one run must not end the others)
             logger().error("loop_error", worker_id=self.worker_id, run_id=run.run_id, error=describe(error))
-        finally:
-            if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
-                self._given_back += 1
-            lease.remove(run.run_id)
-            self._runs.pop(run.run_id, None)
-            self._slot_freed.set()
+
+    def _ended(self, run: Run, log: Any) -> None:
+        """Its outcome is told, or never will be: its slot is free."""
+        if run.stop_reason == "worker stopping" and run.finished is not None and run.finished.due_at is not None:
+            self._given_back += 1
+        self._lease.remove(run.run_id)
+        self._runs.pop(run.run_id, None)
+        self._slot_freed.set()
+        run.log_ending(log)
 
     def _must_let_go(self) -> bool:
         return time.monotonic() > self._let_go_at
@@ -700,34 +726,36 @@ class Worker:
         for run in affected:
             run.stop("lease lost")
 
-    async def _resolve_doubt(self, lease: LeaseKeeper) -> None:
+    async def _resolve_doubt(self) -> None:
         """Others may take this worker for dead: it claims nothing until it has a lifeline again, or does without."""
-        left = lease.stop_at - time.monotonic()
+        left = self._lease.stop_at - time.monotonic()
         if left > 0:
             with anyio.move_on_after(left):
                 await self._lease_changed.wait()
             return
         # Its runs have been told to stop. It may go on if the way to the database for statements is open.
-        given_up = await self._database.run(calls.give_up_lifelines(self.worker_id, lease.lost_lifelines))
+        given_up = await self._database.run(calls.give_up_lifelines(self.worker_id, self._lease.lost_lifelines))
         if given_up[0]:
-            lease.gave_up_lifelines()
+            self._lease.gave_up_lifelines()
         else:
             await anyio.sleep(_RETRY)
 
     def _look_at_lease(self) -> None:
         self._lease_changed.set()
 
-    async def _guard_lease(self, lease: LeaseKeeper) -> None:
+    async def _guard_lease(self) -> None:
         """Stops the runs in time when it cannot be proved that they are still ours, whatever the proof waits for."""
         while True:
             self._lease_changed = anyio.Event()
             left: float | None = None
             running = [run_id for run_id, run in self._runs.items() if run.stop_reason is None]
             if running:
-                left = lease.stop_at - time.monotonic()
+                left = self._lease.stop_at - time.monotonic()
                 if left <= 0:
-                    doubt = "its connections were lost" if lease.in_doubt else "the lease could not be renewed in time"
-                    self._lost(running, doubt)
+                    in_doubt = self._lease.in_doubt
+                    self._lost(
+                        running, "its connections were lost" if in_doubt else "the lease could not be renewed in time"
+                    )
                     continue
             with anyio.move_on_after(left):
                 await self._lease_changed.wait()
@@ -737,8 +765,7 @@ class Worker:
         self._let_go_at = time.monotonic() + self._grace + _LET_GO
         with anyio.move_on_after(self._grace):
             while self._runs:
-                self._slot_freed = anyio.Event()
-                await self._slot_freed.wait()
+                await self._a_slot()
         _stop(self._runs.values(), "worker stopping")
 
 

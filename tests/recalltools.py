@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pgrecall.agents import CurrentRecall, RunState, running
+from pgrecall import agents
+from pgrecall.agents import CurrentRecall, RunState
 
 
 def a_recall(session_id: str = "s1", message: str = "Water the plants.", **changes: Any) -> CurrentRecall:
@@ -43,5 +44,8 @@ def a_recall(session_id: str = "s1", message: str = "Water the plants.", **chang
 async def run(agent: Any, recall: CurrentRecall | None = None) -> Any:
     """What the agent answers to the recall."""
     recall = recall or a_recall()
-    with running(recall):
+    token = agents._current.set(lambda: recall)
+    try:
         return await agent.run(session_id=recall.session_id, user_message=recall.additional_context_message)
+    finally:
+        agents._current.reset(token)

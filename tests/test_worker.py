@@ -36,7 +36,10 @@ from pgrecall import (
     current_recall,
     recall_scheduler_loop,
 )
+from pgrecall._lease import LeaseKeeper
 from pgrecall._outcomes import Outcomes
+from pgrecall._run import Run
+from pgrecall.database import AsyncDatabase
 from pgrecall.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
@@ -582,6 +585,42 @@ async def test_a_stopping_worker_lets_its_runs_finish(database: str) -> None:
         assert await db("select count(*) from pgrecall.workers") == [0]
 
 
+async def test_a_worker_that_stops_while_it_signs_up_does_not_come_back(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease has a thread of its own, which signs up as soon as it has a connection."""
+    is_about_to, may_sign_up = threading.Event(), threading.Event()
+    take_lifeline, ended, run = LeaseKeeper.take_lifeline, LeaseKeeper.ended, AsyncDatabase.run
+
+    async def take_it_late(self: LeaseKeeper, line: int, connection: Any) -> None:
+        if line == 1:
+            is_about_to.set()
+            await asyncio.to_thread(may_sign_up.wait, 10)
+        await take_lifeline(self, line, connection)
+
+    async def ran(self: AsyncDatabase, call: Any, connection: Any = None) -> Any:
+        rows = await run(self, call, connection)
+        if "unregister_worker" in call.statement:
+            may_sign_up.set()
+        return rows
+
+    async def waits_for_it(self: LeaseKeeper) -> None:
+        may_sign_up.set()
+        await ended(self)
+
+    monkeypatch.setattr(LeaseKeeper, "take_lifeline", take_it_late)
+    monkeypatch.setattr(LeaseKeeper, "ended", waits_for_it)
+    monkeypatch.setattr(AsyncDatabase, "run", ran)
+    worker = Worker(database, agent=Recorder())
+    async with sql(database) as db:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            await until(_are(is_about_to.is_set))
+            worker.stop()
+        await asyncio.to_thread(worker._lease._thread.join)
+        assert await db("select count(*) from pgrecall.workers") == [0]
+
+
 @pytest.mark.parametrize("how", ["grace over", "second stop", "cancelled"])
 async def test_a_stopped_worker_gives_its_runs_back_at_once_without_counting_them(database: str, how: str) -> None:
     async def then(recall: CurrentRecall) -> str | None:
@@ -860,9 +899,9 @@ def _told(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:
         together.append(len(runs))
         return await tell_together(self, runs)
 
-    async def told_alone(self: Outcomes, ended: Any, must_let_go: Any) -> Any:
-        alone.append(ended.recall_id)
-        return await tell_alone(self, ended, must_let_go)
+    async def told_alone(self: Outcomes, run: Any) -> None:
+        alone.append(run.claim.recall_id)
+        await tell_alone(self, run)
 
     monkeypatch.setattr(Outcomes, "_tell_together", told_together)
     monkeypatch.setattr(Outcomes, "_tell_alone", told_alone)
@@ -894,6 +933,67 @@ async def test_outcomes_whose_rows_another_claim_holds_are_told_together_when_it
             await db.ended(recall_id)
     assert max(together) == 3
     assert alone == []
+
+
+async def test_a_worker_whose_grace_is_over_waits_for_outcomes_that_are_on_their_way(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, alone = _told(monkeypatch)
+    on_their_way, arrive = anyio.Event(), anyio.Event()
+    tell_together = Outcomes._tell_together
+
+    async def told_together(self: Outcomes, runs: Any) -> Any:
+        on_their_way.set()
+        await arrive.wait()
+        return await tell_together(self, runs)
+
+    monkeypatch.setattr(Outcomes, "_tell_together", told_together)
+    worker = Worker(database, agent=Recorder(), grace=0)
+    async with sql(database) as db:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            await db.session("s1")
+            recall_id = await db.recall("s1")
+            await on_their_way.wait()
+            worker.stop()
+            await until(_are(lambda: all(run.stop_reason == "worker stopping" for run in worker._runs.values())))
+            arrive.set()
+        assert await db("select outcome from pgrecall.recall_runs where recall_id = %s", recall_id) == ["success"]
+    assert alone == []
+
+
+async def test_a_log_that_fails_keeps_no_run_and_no_other_outcome(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Run, log: Any) -> None:
+        raise BrokenPipeError("nobody reads the log")
+
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context))
+    monkeypatch.setattr(Run, "log_ending", fails)
+    agent = Recorder()
+    async with sql(database) as db, working(database, agent) as worker:
+        await db.session("s1", "s2")
+        for session in ("s1", "s2"):
+            await db.ended(await db.recall(session))
+        await until(_are(lambda: not worker._runs))
+    assert [type(context["exception"]) for context in heard] == [BrokenPipeError] * 2
+
+
+async def test_a_run_is_told_the_same_of_itself_whenever_it_asks(database: str) -> None:
+    asked: list[CurrentRecall | None] = []
+
+    async def agent(*, session_id: str, user_message: str) -> None:
+        asked.append(current_recall())
+        asked.append(await asyncio.create_task(_asks()))
+
+    async def _asks() -> CurrentRecall | None:
+        return current_recall()
+
+    async with sql(database) as db, working(database, agent):
+        await db.session("s1")
+        await db.ended(await db.recall("s1"))
+    assert asked[0] is asked[1] is not None
 
 
 async def test_the_outcome_of_a_recurring_recall_is_told_at_once_the_longer_way(
