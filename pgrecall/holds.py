@@ -69,12 +69,14 @@ class _Terms:
         self._good_until = math.inf  # time.monotonic()
         self._is_over = False
         self._lost_because: str | None = None
+        # The holder looks from one thread, and another one hears of renewals.
+        self._deciding = threading.Lock()
 
     @property
     def lost(self) -> bool:
-        """Whether the hold ended before its holder let go."""
-        # Also while a renewal waits for an answer, or nothing else in this process gets to run.
-        return self._lost_because is not None or (not self._is_over and time.monotonic() >= self._good_until)
+        """Whether the hold ended before its holder let go. Once true it stays so, whatever is heard afterwards."""
+        with self._deciding:
+            return self._is_lost()
 
     def _ask(self) -> calls.Call[SessionHold]:
         return calls.hold_session(self.session_id, self.holder, timedelta(seconds=self._lease), self._if_held)
@@ -95,8 +97,19 @@ class _Terms:
             left = min(left, (hold.until - hold.now_at).total_seconds() + 0.02)
         return max(left, 0.02)
 
-    def _renewed(self, asked_at: float) -> None:
-        self._good_until = asked_at + self._lease * _LATEST
+    def _is_lost(self) -> bool:
+        # Also while a renewal waits for an answer, or nothing else in this process gets to run.
+        if self._lost_because is None and not self._is_over and time.monotonic() >= self._good_until:
+            self._note_loss(_LATE)
+        return self._lost_because is not None
+
+    def _renewed(self, asked_at: float) -> bool:
+        """Whether the answer came in time. One that comes later gives nothing back: the holder may have stopped."""
+        with self._deciding:
+            if self._is_lost():
+                return False
+            self._good_until = asked_at + self._lease * _LATEST
+            return True
 
     def _renew_at(self) -> float:
         """When the next renewal is due: a third of the lease after the last one."""
@@ -104,11 +117,16 @@ class _Terms:
 
     def _leave(self) -> None:
         """The holder lets go: whatever comes after that is no loss."""
-        if self.lost and self._lost_because is None:
-            self._lose(_LATE)
-        self._is_over = True
+        with self._deciding:
+            self._is_lost()
+            self._is_over = True
 
     def _lose(self, reason: str) -> None:
+        with self._deciding:
+            if not self._is_lost():
+                self._note_loss(reason)
+
+    def _note_loss(self, reason: str) -> None:
         self._lost_because = reason
         logger().warning("hold_lost", session_id=self.session_id, holder=self.holder, reason=reason)
 
@@ -318,8 +336,7 @@ class Hold(_Terms):
         while True:
             await asyncio.sleep(max(next_at - time.monotonic(), 0))
             asked_at = time.monotonic()
-            if asked_at >= self._good_until:
-                self._lose(_LATE)
+            if self.lost:
                 break
             try:
                 async with asyncio.timeout(self._good_until - asked_at):
@@ -336,7 +353,8 @@ class Hold(_Terms):
                 self._lose(_WANTED)
                 break
             failing.reset()
-            self._renewed(asked_at)
+            if not self._renewed(asked_at):
+                break
             next_at = self._renew_at()
         self._scope.reschedule(asyncio.get_running_loop().time())
 
@@ -475,8 +493,7 @@ class SyncHold(_Terms):
         next_at = self._renew_at()
         while not self._left.wait(max(next_at - time.monotonic(), 0)):
             asked_at = time.monotonic()
-            if asked_at >= self._good_until:
-                self._lose(_LATE)
+            if self.lost:
                 return
             try:
                 if not self._database.one(self._renewal()):
@@ -486,7 +503,8 @@ class SyncHold(_Terms):
                 next_at = min(time.monotonic() + failing.pause(), self._good_until)
                 continue
             failing.reset()
-            self._renewed(asked_at)
+            if not self._renewed(asked_at):
+                return
             next_at = self._renew_at()
 
     def _free(self) -> None:

@@ -204,7 +204,10 @@ def test_a_thread_sees_that_its_hold_is_lost_while_the_server_does_not_answer(da
                 begun = time.monotonic()
                 wait_until(lambda: hold.lost, "the hold to be lost")
                 took = time.monotonic() - begun
+                # The answer comes now, and says that the database has renewed it.
                 proxy.heal()
+                wait_until(lambda: not hold._renewing.is_alive(), "the answer to be heard")
+                assert hold.lost, "whoever has seen that it is lost has stopped"
             assert took < 1, "by then somebody else may have the session"
             wait_until(lambda: session(db, "s")["holder"] is None, "the session to be free")
         finally:
