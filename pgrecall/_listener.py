@@ -55,20 +55,21 @@ class ServerClock:
     """
 
     def __init__(self) -> None:
-        self._offsets: deque[float] = deque(maxlen=8)
+        self._samples: deque[float] = deque(maxlen=8)
+        self._offset = time.time() - time.monotonic()
 
     def sample(self, server_now: datetime) -> None:
         """Notes that the server's clock said this just now."""
-        self._offsets.append(server_now.timestamp() - time.monotonic())
+        self._samples.append(server_now.timestamp() - time.monotonic())
+        self._offset = max(self._samples)
 
     def monotonic(self, server_time: float) -> float:
         """The monotonic time at which the server's clock shows this many seconds since 1970."""
-        return server_time - max(self._offsets, default=time.time() - time.monotonic())
+        return server_time - self._offset
 
     def now(self) -> datetime:
         """The server's time now."""
-        offset = max(self._offsets, default=time.time() - time.monotonic())
-        return datetime.fromtimestamp(time.monotonic() + offset, UTC)
+        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
 
 
 class Alarm:

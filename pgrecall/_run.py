@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import anyio
 
 from pgrecall.agents import CurrentRecall, RunState
 from pgrecall.model import ClaimRow, Finished
+from pgrecall.telemetry import is_heard
 
 StopReason = Literal["told to stop", "lease lost", "worker stopping", "claimed in doubt"]
 
@@ -116,6 +118,8 @@ class Run:
 
     def log_claim(self, log: Any) -> None:
         """Logs there that it was claimed."""
+        if not is_heard(log, logging.INFO):
+            return
         log.info(
             "recall_claimed",
             **self._names,
@@ -126,10 +130,13 @@ class Run:
 
     def log_ending(self, log: Any) -> None:
         """Logs there how it ended, and what became of the recall."""
-        names, ending, finished = self._names, self.ending, self.finished
+        ending, finished = self.ending, self.finished
         if ending is None or finished is None or not finished.accepted:
-            log.warning("outcome_refused", **names, outcome=ending and ending.outcome)
+            log.warning("outcome_refused", **self._names, outcome=ending and ending.outcome)
             return
+        if ending.outcome in ("success", "silent") and not is_heard(log, logging.INFO):
+            return
+        names = self._names
         seconds = round(time.monotonic() - self.began_at, 3)
         next_due_at = finished.due_at.isoformat() if finished.due_at else None
         match ending.outcome:

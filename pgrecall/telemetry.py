@@ -57,6 +57,17 @@ def logger() -> structlog.stdlib.BoundLogger:
     return _for_logging(logging.getLogger(_NAME).getEffectiveLevel())
 
 
+def is_heard(log: structlog.stdlib.BoundLogger, level: int) -> bool:
+    """Whether events of this level go anywhere from there; True where that cannot be told.
+
+    For what happens thousands of times a second: making the fields of an event costs more than not logging it.
+    """
+    try:
+        return log.is_enabled_for(level)
+    except AttributeError:  # what a host has set up knows no levels
+        return True
+
+
 @cache
 def _for_logging(level: int) -> structlog.stdlib.BoundLogger:
     return cast(

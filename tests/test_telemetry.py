@@ -59,3 +59,34 @@ def test_structlogs_own_test_tool_captures_the_events() -> None:
     captures = "\nfrom structlog.testing import capture_logs\nwith capture_logs() as logs:"
     script = captures + _EVENT.replace("\n", "\n    ") + "\nprint([entry['event'] for entry in logs])"
     assert _said(script)[0] == "['recall_fired', 'recall_failed']\n"
+
+
+@pytest.mark.parametrize(
+    ("set_up", "heard"),
+    [
+        ("", False),
+        ("logging.getLogger('pgrecall').setLevel('INFO')", True),
+        ("structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))", False),
+        ("structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))", True),
+        # Loggers that know no levels, and those that ask another one for its.
+        ("structlog.configure(wrapper_class=structlog.BoundLogger)", True),
+        ("structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)", True),
+        (
+            (
+                "logging.getLogger('pgrecall').setLevel('ERROR'); structlog.configure("
+                "wrapper_class=structlog.stdlib.BoundLogger, logger_factory=structlog.stdlib.LoggerFactory())"
+            ),
+            False,
+        ),
+        (
+            "structlog.configure(wrapper_class=structlog.BoundLogger, logger_factory=structlog.stdlib.LoggerFactory())",
+            True,
+        ),
+    ],
+)
+def test_fields_of_an_event_are_made_wherever_somebody_may_hear_it(set_up: str, heard: bool) -> None:
+    script = (
+        f"import logging, structlog; {set_up}\n"
+        "from pgrecall.telemetry import is_heard, logger; print(is_heard(logger().bind(), logging.INFO))"
+    )
+    assert _said(script)[0] == f"{heard}\n"
