@@ -89,10 +89,12 @@ def versions(results: Results) -> Sheet:
     """Who was measured, and who could not be."""
     rows = []
     for name, known in results.about["peers"].items():
-        left_out = [f"{cell}: {why}" for cell, why in known["not_measured"].items()]
-        rows.append(
-            [name, known["version"] or "–", "; ".join(filter(None, [known["missing"], known["remark"], *left_out]))]
-        )
+        missing, remark = known["missing"], known["remark"]
+        left_out: dict[str, list[str]] = {}
+        for cell, why in known["not_measured"].items():
+            left_out.setdefault(why, []).append(cell)
+        told = [f"{', '.join(cells)}: {why}" for why, cells in left_out.items() if why not in (missing or "") + remark]
+        rows.append([name, known["version"] or "–", "; ".join(filter(None, [missing, remark, *told]))])
     return Sheet("Contestants", "", "", ["", "version", "remarks"], rows)
 
 
