@@ -549,7 +549,7 @@ class Worker:
                 failing.reset()
                 self._doubt_listener()
                 self._unheard_until = time.monotonic() + self._lease_seconds * 1.05
-            claimed = await self._take(rows, asked_at)
+            claimed = await self._take(rows, asked_at, free)
             if claimed:
                 unsettled.reset()
                 if nobody_called:
@@ -577,13 +577,17 @@ class Worker:
         self._slot_freed = anyio.Event()
         await self._slot_freed.wait()
 
-    async def _take(self, rows: list[ClaimRow], asked_at: float) -> int:
+    async def _take(self, rows: list[ClaimRow], asked_at: float, free: int) -> int:
         """Begins the claimed runs, logs them and the deferred recalls, and says how many were claimed."""
         claimed = [Run(row) for row in rows if row.run_id is not None]
         if claimed:
             self._own(claimed, asked_at)
-            # What is heard meanwhile stays in the alarm.
-            await self._begin(claimed)
+            if len(claimed) == free and len(self._runs) < self._concurrency:
+                # There is more to take, and slots became free meanwhile: the next look leaves before these begin.
+                self._keep(self._begin(claimed))
+            else:
+                # What is heard meanwhile stays in the alarm.
+                await self._begin(claimed)
         for row in rows:
             if row.run_id is None and row.recall_id is not None:
                 logger().info(
