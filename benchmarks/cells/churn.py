@@ -37,7 +37,7 @@ class Churn(Cell):
         Figure("table", "table bytes per job"),
         Figure("index", "index bytes per job"),
         Figure("due_index", "index of what is due, MiB"),
-        Figure("slowdown", "time until the last tenth began, of the first", better=None),
+        Figure("slowdown", "time of the last tenth of the waves, of the first", better=None),
     )
 
     def variants(self, size: Size) -> list[str]:
