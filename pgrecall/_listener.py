@@ -48,7 +48,7 @@ _INSTEAD = (
 
 
 class ServerClock:
-    """Maps the database's clock to this process's monotonic one; the wall clock of this machine is never read.
+    """Maps the database's clock to this process's monotonic one; before the first sample, that of this machine.
 
     A reply carries the server's time at a moment before the reply arrived, so each sample can only be behind the truth;
     the best of the last few is the closest.
