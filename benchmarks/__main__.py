@@ -53,13 +53,14 @@ def list_() -> None:
 @main.command()
 @click.option("--results", "given", type=click.Path(path_type=Path), default=_OUTPUT / "results.json")
 @click.option("--page", type=click.Path(path_type=Path, exists=True), default=ROOT / "docs" / "performance.md")
-def docs(*, given: Path, page: Path) -> None:
+@click.option("--keep", is_flag=True, help="Leave what was not measured as it is.")
+def docs(*, given: Path, page: Path, keep: bool) -> None:
     """Put the tables and plots of a run into a page of the docs, between its markers."""
     if not given.exists():
         raise click.ClickException(f"{given} is not there: measure first")
     try:
         made = results.load(given)
-        for what in update(page, made, every_cell().values(), draw(made, given.parent)):
+        for what in update(page, made, every_cell().values(), draw(made, given.parent), keep=keep):
             click.echo(f"{page}: {what}")
     except ValueError as error:
         raise click.ClickException(str(error)) from error

@@ -308,6 +308,16 @@ def test_docs_that_ask_for_what_there_is_not_are_refused_and_kept(tmp_path: Path
     assert page.read_text() == text
 
 
+def test_docs_may_keep_what_this_run_has_not_measured(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    churn = "<!-- bench: churn -->\nfrom another run\n<!-- bench: end -->\n"
+    page.write_text(churn + "<!-- bench: scheduled, best -->\nold\n<!-- bench: end -->\n")
+    assert docs.update(page, invented(), [Invented()], [], keep=True) == ["scheduled, best"]
+    text = page.read_text()
+    assert text.startswith(churn)
+    assert "old" not in text
+
+
 def test_the_plans_of_the_hot_statements_are_those_that_are_kept(server: Server) -> None:
     if server.connection.info.server_version // 10000 != plans.MAJOR or "auto_explain" not in server.modules:
         pytest.skip(f"the plans of PostgreSQL {plans.MAJOR} with auto_explain are kept")
