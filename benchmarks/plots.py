@@ -9,8 +9,9 @@ from typing import Any
 
 from benchmarks.results import Results
 
-#: Ours and raw in every picture in the same colours; the rivals take the next ones.
+#: Ours and raw in every picture in the same colours; the rivals take the next ones, none of which is red.
 _COLOURS = {"ours": "#c1121f", "ours-sessions": "#e76f51", "raw": "#264653"}
+_OTHERS = ["#1f77b4", "#2ca02c", "#9467bd", "#bcbd22", "#17becf", "#8c564b", "#e377c2", "#7f7f7f"]
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
@@ -24,9 +25,10 @@ def draw(results: Results, directory: Path) -> list[Path]:
     made = []
     for name, picture in _PICTURES.items():
         figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        axes.set_prop_cycle(color=_OTHERS)
         if picture(results, axes):
             axes.grid(visible=True, which="major", alpha=0.3)
-            axes.legend(fontsize="small")
+            figure.legend(fontsize="small", loc="outside right upper")
             path = directory / f"{name}.svg"
             figure.savefig(path, metadata={"Date": None})
             made.append(path)
