@@ -89,12 +89,12 @@ def versions(results: Results) -> Sheet:
     """Who was measured, and who could not be."""
     rows = []
     for name, known in results.about["peers"].items():
-        missing, remark = known["missing"], known["remark"]
         left_out: dict[str, list[str]] = {}
         for cell, why in known["not_measured"].items():
             left_out.setdefault(why, []).append(cell)
-        told = [f"{', '.join(cells)}: {why}" for why, cells in left_out.items() if why not in (missing or "") + remark]
-        rows.append([name, known["version"] or "–", "; ".join(filter(None, [missing, remark, *told]))])
+        told = [f"{', '.join(cells)}: {why}" for why, cells in left_out.items()]
+        remarks = filter(None, [known["missing"], known["remark"], *told])
+        rows.append([name, known["version"] or "–", "; ".join(remarks)])
     return Sheet("Contestants", "", "", ["", "version", "remarks"], rows)
 
 

@@ -57,15 +57,19 @@ def logger() -> structlog.stdlib.BoundLogger:
     return _for_logging(logging.getLogger(_NAME).getEffectiveLevel())
 
 
-def is_heard(log: structlog.stdlib.BoundLogger, level: int) -> bool:
+def is_heard(log: Any, level: int) -> bool:
     """Whether events of this level go anywhere from there; True where that cannot be told.
 
     For what happens thousands of times a second: making the fields of an event costs more than not logging it.
+
+    Args:
+        log: A bound logger.
+        level: As in `logging`.
     """
-    try:
-        return log.is_enabled_for(level)
-    except AttributeError:  # what a host has set up knows no levels
-        return True
+    # Only of a logger that drops events before anybody sees them. One for `logging` shows them to its processors first,
+    # and some loggers take any name for an event, so the class is asked.
+    asks = None if isinstance(log, structlog.stdlib.BoundLogger) else getattr(type(log), "is_enabled_for", None)
+    return asks is None or bool(asks(log, level))
 
 
 @cache

@@ -68,25 +68,27 @@ def test_structlogs_own_test_tool_captures_the_events() -> None:
         ("logging.getLogger('pgrecall').setLevel('INFO')", True),
         ("structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))", False),
         ("structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))", True),
-        # Loggers that know no levels, and those that ask another one for its.
+        # Loggers that know no levels, one that takes any name for an event, and one whose processors hear everything.
         ("structlog.configure(wrapper_class=structlog.BoundLogger)", True),
-        ("structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)", True),
         (
             (
-                "logging.getLogger('pgrecall').setLevel('ERROR'); structlog.configure("
-                "wrapper_class=structlog.stdlib.BoundLogger, logger_factory=structlog.stdlib.LoggerFactory())"
+                "structlog.configure(wrapper_class=structlog.BoundLogger,"
+                " logger_factory=structlog.testing.CapturingLoggerFactory())"
             ),
-            False,
+            True,
         ),
         (
-            "structlog.configure(wrapper_class=structlog.BoundLogger, logger_factory=structlog.stdlib.LoggerFactory())",
+            (
+                "structlog.configure(wrapper_class=structlog.stdlib.BoundLogger,"
+                " logger_factory=structlog.stdlib.LoggerFactory())"
+            ),
             True,
         ),
     ],
 )
 def test_fields_of_an_event_are_made_wherever_somebody_may_hear_it(set_up: str, heard: bool) -> None:
     script = (
-        f"import logging, structlog; {set_up}\n"
+        f"import logging, structlog, structlog.testing; {set_up}\n"
         "from pgrecall.telemetry import is_heard, logger; print(is_heard(logger().bind(), logging.INFO))"
     )
     assert _said(script)[0] == f"{heard}\n"

@@ -19,7 +19,6 @@ class Apscheduler(Peer):
     profiles = {"best": {}}
     unfinished = "select count(*) from public.apscheduler_jobs"
     not_measured = dict.fromkeys(("scheduled", "pickup", "idle", "throughput", "enqueue", "rescue", "burst"), _WHY)
-    remark = "not measured: " + _WHY
 
     async def install(self, dsn: str, settings: Settings) -> None:
         raise NotImplementedError(_WHY)

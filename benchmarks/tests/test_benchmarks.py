@@ -265,6 +265,13 @@ def test_a_ratio_is_to_the_baseline_of_the_same_round() -> None:
     assert (ratio.median, ratio.least, ratio.most, ratio.rounds) == (3.0, 3.0, 3.0, 2)
 
 
+def test_a_contestant_says_once_why_several_cells_leave_it_out() -> None:
+    made = invented()
+    not_measured = {"pickup": "one process", "idle": "one process", "rescue": "no lease"}
+    made.about["peers"] = {"a": {"version": "1", "missing": None, "remark": "best", "not_measured": not_measured}}
+    assert report.versions(made).rows == [["a", "1", "best; pickup, idle: one process; rescue: no lease"]]
+
+
 @pytest.mark.parametrize(("warmed", "remark"), [(2, ""), (1, "only 1 of 2 workers had run a job before"), (0, "")])
 def test_a_cell_that_began_before_every_worker_was_warm_says_so(warmed: int, remark: str) -> None:
     sample = Sample({"p50": 1.0}, dataclasses.replace(RIGHT, warmed=warmed, workers=2))
